@@ -55,19 +55,19 @@ ifeq ($(WORLD),paper)
 ifdef QUICK
 $(error QUICK=1 is for the embedded world: name TABLES and ROWS)
 endif
-TABLES ?= table1-0.5b table1-1.5b align-kd components loss training-scheme knee visual-encoder teacher-size weights methods
+TABLES ?= table1-0.5b table1-1.5b align-kd components loss training-scheme knee visual-encoder teacher-size weights methods/losses
 RUNS ?= runs
 else
 ifndef TABLES
 TABLES := components loss training-scheme table1-0.5b \
-	$(if $(QUICK),,table1-1.5b teacher-size knee visual-encoder weights methods)
+	$(if $(QUICK),,table1-1.5b teacher-size knee visual-encoder weights methods/losses)
 LEFT_OUT := align-kd: its models have the stand-ins of table1-1.5b here, it would say nothing new
 endif
 ifdef QUICK
 ifndef ROWS
 ROWS := switch-kd,align,vsd,sft-frozen,sft,sft-compute,dbild,forward-kl,pt-dft,pt-sft,pt-sft-frozen
 LEFT_OUT_BY_QUICK := four of five seeds, so that no gain can be told from chance; table1-1.5b, teacher-size, knee, \
-	visual-encoder, weights, methods; of loss all but DBiLD, forward KL and SFT; the rows align-frozen, dpt-dft, dpt-sft and pt-sft-compute
+	visual-encoder, weights, methods/losses; of loss all but DBiLD, forward KL and SFT; the rows align-frozen, dpt-dft, dpt-sft and pt-sft-compute
 endif
 endif
 IN_WORLD := --world $(WORLD)

@@ -45,7 +45,8 @@ def show_plans(
     root, gpus = options.out, config.world_size if config else None
     configs = [run.config for run in runs]
     machines = [
-        plan.planned_machine(options.machine, c.precision, **c.deepspeed.model_dump(), gpus=gpus) for c in configs
+        plan.planned_machine(options.machine, c.precision, gpus=gpus, launcher=c.launcher, **c.deepspeed.model_dump())
+        for c in configs
     ]
     preflight.check_batches(runs, gpus or 1)
     rows = [run for file in files for run in load_rows(file, world=options.world)]

@@ -69,7 +69,8 @@ def train_stages(
         evaluation.check(run.config.evaluation)
     pair = check_pair(run.config, with_teacher=any(stage.needs_teacher for stage in stages))
     paths = pair.build(run.config.seed)
-    if paths.teacher is not None and processes.count > 1 and run.config.teacher.weights == "sharded":
+    spec = run.config.teacher
+    if paths.teacher is not None and spec is not None and spec.weights == "sharded" and processes.count > 1:
         shard(paths.teacher)
     # every stage's examples are checked before the first step is taken
     names = dict.fromkeys(name for stage in stages for name in stage.data_sets)
@@ -276,6 +277,7 @@ def _take_stage(
                 writer=writer,
                 processes=processes,
                 deepspeed=run.config.deepspeed,
+                launcher=run.config.launcher,
                 check=run.config.check,
                 held_out=held_out,
                 states=_states(run, folder.root, processes),

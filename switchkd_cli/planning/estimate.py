@@ -30,6 +30,8 @@ class Machine(Strict):
     """DeepSpeed's ZeRO stage (0: none, gradients are added up by DDP)."""
     utilisation: float = Field(0.35, gt=0, le=1)
     """The share of the peak that a run reaches."""
+    launcher: str = "deepspeed"
+    """What shards the training: DeepSpeed, or FSDP2 (`fsdp`); the recipe's."""
     offload: str = "none"
     """What DeepSpeed keeps in the machine's memory instead of the GPUs'; the recipe's."""
     gpus_per_node: int = Field(8, ge=1)
@@ -54,10 +56,16 @@ class Machine(Strict):
     price: float = Field(3.0, ge=0)
     """Of a GPU hour, dollars."""
 
+    @property
+    def sharding(self) -> int:
+        """What is sharded, as ZeRO's stages count it: FSDP2 shards what ZeRO 3 does."""
+        return 3 if self.launcher == "fsdp" else self.zero
+
     def __str__(self) -> str:
         count = "1 GPU" if self.gpus == 1 else f"{self.gpus} GPUs"
         offload = f" with offload of {self.offload}" if self.offload != "none" else ""
         zero = f", DeepSpeed ZeRO-{self.zero}{offload}" if self.zero else ""
+        zero = ", FSDP2" if self.launcher == "fsdp" else zero
         speed = f"{self.utilisation:.0%} of a peak of {self.tflops:g} TFLOP/s"
         return f"{count} of {self.memory:g} GiB, {speed}{zero}"
 
@@ -66,22 +74,21 @@ class Machine(Strict):
 FP32 = {"gpus": 1, "tflops": 67.0, "zero": 0, "answers_per_s": 600.0}
 
 
-def planned_machine(
-    text: str | None, precision: str, *, zero: int | None = None, offload: str = "none", gpus: int | None = None
-) -> Machine:
+def planned_machine(text: str | None, precision: str, *, gpus: int | None = None, **recipe: Any) -> Machine:
     """Return the machine to plan for: the default one of a recipe's precision, changed by `gpus=4,memory=40`.
 
-    `zero` and `offload` are the recipe's. Raises UserError naming every wrong change.
+    `recipe`: its `zero`, `offload` and `launcher`. Raises UserError naming every wrong change.
     """
-    recipe = {"zero": zero, "gpus": gpus or None, "offload": offload}
+    recipe["gpus"] = gpus or None
     values: dict[str, Any] = dict(FP32) if precision == "fp32" else {}
     values |= {key: value for key, value in recipe.items() if value is not None}
     pairs = [word.partition("=") for word in (text or "").split(",") if word]
     changes = {key.strip(): value.strip() for key, _, value in pairs}
     machine, wrong = fitted(Machine, values | changes)
     problems = [f"--machine: {path[0]}: {problem}" for path, problem in wrong]
-    if "offload" in changes:
-        problems.append("--machine: offload: a recipe sets it (deepspeed.offload)")
+    for key, name in (("offload", "deepspeed.offload"), ("launcher", "launcher")):
+        if key in changes:
+            problems.append(f"--machine: {key}: a recipe sets it ({name})")
     if machine is None or problems:
         keys = "docs/plan.md has all keys"
         raise UserError(problems, hint=f"--machine gpus=8,memory=80,tflops=989,utilisation=0.35,zero=2 ({keys})")

@@ -53,6 +53,8 @@ def check_named(runs: Iterable[Run]) -> None:
         for stage in run.config.stages:
             if stage.optimizer == "adamw_8bit":
                 needed["bitsandbytes"] = f"stages.{stage.name}.optimizer: adamw_8bit"
+            if stage.bits is not None:
+                needed["torchao"] = f"stages.{stage.name}.bits: {stage.bits}"
             if stage.lora is not None:
                 needed["peft"] = f"stages.{stage.name}.lora"
                 needed |= {"bitsandbytes": f"stages.{stage.name}.lora.bits"} if stage.lora.bits else {}

@@ -61,11 +61,12 @@ def data_files(value: Any) -> list[str]:
 
 PACKAGE = Path(__file__).resolve().parents[1]
 HERE = Path("recipes")
+NAMED = (".", "methods")  # whose recipes have a bare name
 FOLDERS = (HERE, PACKAGE.parent / "recipes", PACKAGE / "recipes")  # current folder, source checkout, wheel
 
 
 def find(name: str) -> Path:
-    """Return the file of a recipe: a path itself, or `recipes/training_scheme.yaml` for `training-scheme`.
+    """Return the file of a recipe: a path itself, or `recipes/methods/losses.yaml` for `methods/losses`.
 
     `recipes/NAME.yaml` means the recipe shipped with the package where the current folder has no such file.
     Raises UserError, listing every known name, for a bare name that no recipe has.
@@ -79,27 +80,29 @@ def find(name: str) -> Path:
 
 def find_or_none(name: str) -> Path | None:
     """Return the same as `find`, but None for a bare name that no recipe has."""
-    if not name.endswith((".yaml", ".yml")) and "/" not in name:
-        return recipes().get(_bare(name))
-    path = Path(name)
-    shipped = [folder / path.name for folder in FOLDERS if path.parent == HERE != folder]
-    return path if exists(path) else next(filter(_is_shipped, shipped), path)
+    path, known = Path(name), recipes().get(_bare(name))
+    if known is not None or (not name.endswith((".yaml", ".yml")) and "/" not in name):
+        return known
+    in_recipes = path.is_relative_to(HERE) and ".." not in path.parts
+    shipped = [folder / path.relative_to(HERE) for folder in FOLDERS[1:] if in_recipes]
+    return path if exists(path) else next((file for file in shipped if _is_shipped(file, path)), path)
 
 
 @cache  # so that the line is printed once
-def _is_shipped(file: Path) -> bool:
+def _is_shipped(file: Path, asked: Path) -> bool:
     if file.is_file():
-        print(f"{HERE / file.name}: not in this folder, read from the package: {file}", file=sys.stderr)
+        print(f"{asked}: not in this folder, read from the package: {file}", file=sys.stderr)
     return file.is_file()
 
 
 def recipes() -> dict[str, Path]:
     """Return the recipes that have a bare name; a file in the current folder wins over a shipped one."""
-    return dict(sorted((_bare(name), file) for name, file in yaml_files(".").items()))
+    files = {str(Path(folder, name)): file for folder in NAMED for name, file in yaml_files(folder).items()}
+    return dict(sorted((_bare(name), file) for name, file in files.items()))
 
 
 def yaml_files(subfolder: str) -> dict[str, Path]:
-    """Return the YAML files in a subfolder of recipes/ (`worlds`, `printed`) by name, the nearest folder's first."""
+    """Return the YAML files in a subfolder of recipes/ (`methods`, `printed`) by name, the nearest folder's first."""
     return {file.stem: file for folder in reversed(FOLDERS) for file in sorted((folder / subfolder).glob("*.yaml"))}
 
 

@@ -1,9 +1,9 @@
 """Read a recipe file as plain data, merged with the recipe that it extends; apply `drop`, `set` and overrides to plain data.
 
-`extends: table1_0.5b.yaml` names a recipe in the same folder. Its keys are inherited, except its title, rows and
-controls; a key that this file writes replaces the inherited one; then `drop` and `set` patch the result as rows do. A row's
-`paper` may be the name of an entry in recipes/printed/, which is put in its place. Every value keeps the place where it was
-written, so that errors point at the right file.
+`extends: table1_0.5b.yaml` names a recipe in the same folder, `../NAME` one in the folder above. Its keys are inherited,
+except its title, rows and controls; a key that this file writes replaces the inherited one; then `drop` and `set` patch the
+result as rows do. A row's `paper` may be the name of an entry in recipes/printed/, which is put in its place. Every value keeps
+the place where it was written, so that errors point at the right file.
 
 A dotted path enters mappings by key, and lists by their items' `name` (a term without a name has its loss's) or by
 number: `stages.distill.objective.vsd.weight`. `apply` and `drop` never change their input.
@@ -17,10 +17,11 @@ from typing import Any
 
 from switchkd_cli.errors import UserError, did_you_mean
 from switchkd_cli.recipe import yaml_positions
-from switchkd_cli.recipe.named_files import HERE, recipes, yaml_files
+from switchkd_cli.recipe.named_files import HERE, NAMED, yaml_files
 from switchkd_cli.recipe.yaml_positions import PlacedDict, Step, at, item_name, line, listed, mapping, mappings
 
 EXTENDS = "extends"
+ABOVE = "../"
 NOT_INHERITED = ("title", "rows", "controls")
 OPTIONAL_GROUPS = ("checkpoints", "deepspeed", "switch")
 """Groups of settings that all have defaults: a path may lead into them although the recipe does not have them."""
@@ -145,11 +146,12 @@ def _extended(data: PlacedDict, path: Path, above: Sequence[Path]) -> Path:
         return UserError(line(data, (key,), message))
 
     name = data[EXTENDS]
-    if not isinstance(name, str) or "/" in name or name.strip(".") == "":
-        raise refuse(EXTENDS, f"must name a recipe file in the same folder, got {name!r}")
-    file = path.with_name(name)
+    if not isinstance(name, str) or "/" in (bare := name.removeprefix(ABOVE)) or bare.strip(".") == "":
+        places = f"in the same folder or, as {ABOVE}NAME, the one above"
+        raise refuse(EXTENDS, f"must name a recipe file {places}, got {name!r}")
+    file = path.parent / name
     if not isfile(file):
-        known = sorted(p.name for p in path.parent.glob("*.yaml") if p != path)
+        known = sorted(name.removesuffix(bare) + p.name for p in file.parent.glob("*.yaml") if p != path)
         raise refuse(EXTENDS, f"no such recipe, got {name!r}{did_you_mean(name, known)}")
     if file in (*above, path):
         circle = " -> ".join(p.name for p in (*above, path, file))
@@ -175,7 +177,8 @@ def _text(path: Path) -> str:
         with path.open(encoding="utf-8") as stream:
             return stream.read(yaml_positions.LONGEST + 1)
     except FileNotFoundError:
-        known = [*(str(HERE / p.name) for p in recipes().values()), *map(str, path.parent.glob("*.yaml"))]
+        files = (HERE / folder / file.name for folder in NAMED for file in yaml_files(folder).values())
+        known = [*map(str, files), *map(str, path.parent.glob("*.yaml"))]
         hint = "a recipe's file, or the name of one in recipes/, such as quickstart"
         raise UserError(f"{path}: no such recipe{did_you_mean(path, known)}", hint=hint) from None
     except (OSError, ValueError) as error:

@@ -323,6 +323,9 @@ class Stage(Strict):
     not_finite: Annotated[Literal["stop", "skip"], _left_out("stop")] = "stop"
     """A step with a non-finite loss or gradient ends the run, or leaves the weights unchanged (`skip`; ten such steps in a
     row end the run too)."""
+    bits: Annotated[Literal[4, 8] | None, _left_out(None)] = None
+    """Train for weights of 4 or 8 bits: the linear layers of the student's V and L compute with rounded weights, as
+    `switchkd eval --bits` rounds them, while their own keep learning (none: not rounded). Needs torchao."""
     teacher_states: Annotated[Literal["batched", "by_row", "cached"], _left_out("batched")] = "batched"
     """How the teacher's hidden states are computed: in the student's batches; example by example, without padding; or
     example by example and then kept on disk for later epochs and runs. The last two give identical numbers; the first
@@ -438,6 +441,8 @@ class Recipe(Strict):
     """`bf16` is torch's mixed precision over float32 weights, or bf16 weights under DeepSpeed's ZeRO."""
     deepspeed: DeepSpeed = DeepSpeed()
     """How DeepSpeed shards the training; docs/scale.md."""
+    launcher: Annotated[Literal["deepspeed", "fsdp"], _left_out("deepspeed")] = "deepspeed"
+    """`fsdp`: torch's FSDP2 shards the student, its gradients and AdamW's state over several processes, without DeepSpeed."""
     student: Model
     """The model that learns: made of parts, or a whole checkpoint."""
     teacher: Teacher | None = None

@@ -102,6 +102,11 @@ def _stages(data: Mapping[str, Any]) -> Iterator[Problem]:
                 (*path, "lora"),
                 f"trains adapters of the language model: add language to train, got {stage.get('train')}",
             )
+        if isinstance(stage.get("lora"), Mapping) and stage.get("bits") is not None:
+            yield (
+                (*path, "bits"),
+                f"rounds weights that learn, lora.bits those that don't: leave one out, got {stage['bits']}",
+            )
         if isinstance(stage.get("schedule", "cosine"), str):
             yield from _registered("schedule", {"schedule": "cosine", **stage}, path, "schedule_parameters")
         yield from _objective(stage, path, has_teacher=data.get("teacher") is not None)
@@ -253,9 +258,13 @@ def _deepspeed(data: Mapping[str, Any]) -> Iterator[Problem]:
     for what, needed in (("optimizer", 1), ("parameters", 3)):  # the first stage that shards it
         if offload == what and zero in range(needed):
             yield ("deepspeed", "offload"), f"needs zero: {needed} or more, got {what!r}"
-    for i, stage in mappings(data.get("stages")) if zero else ():
+    fsdp = data.get("launcher") == "fsdp"
+    if fsdp and zero:
+        yield ("deepspeed", "zero"), f"FSDP shards the training itself: leave it out, got {zero}"
+    for i, stage in mappings(data.get("stages")) if zero or fsdp else ():
         if stage.get("optimizer") == "adamw_8bit":
-            yield ("stages", i, "optimizer"), f"can't be sharded: needs deepspeed.zero: 0, got 'adamw_8bit' and {zero}"
+            how = "launcher: fsdp" if fsdp else f"deepspeed.zero: {zero}"
+            yield ("stages", i, "optimizer"), f"can't be sharded, got 'adamw_8bit' with {how}"
         if zero == 3 and mapping(stage.get("lora")).get("dora"):
             yield ("stages", i, "lora", "dora"), "reads whole weights: needs deepspeed.zero: 2 or less, got True and 3"
 

@@ -15,7 +15,9 @@ from switchkd_cli.scheduler.run_options import RunOptions
 from tests.support.shipped_recipes import FILES, PLAYGROUND, RECIPES, made_by_others, widened, write_few_rows
 
 IN_PLAYGROUND = ("quickstart.yaml", "unlike_encoder.yaml", "unlike_tokenizer.yaml")
+METHODS = [file for file in FILES if file.parent.name == "methods"]
 PAPER = [file for file in FILES if file.parent == RECIPES and file.name not in IN_PLAYGROUND]
+PAPER += [file for file in METHODS if file.name == "losses.yaml"]
 COLUMNS = ["mme", "mmbench_en_dev", "mmbench_cn_dev", "vqav2_val", "gqa", "scienceqa_img", "mmmu_val"]
 COLUMNS += ["textvqa_val", "vizwiz_vqa_val", "pope"]
 HEADER = ("# Reproduces: ", "# Needs: ", "# Takes: ", "# Command: ")
@@ -214,7 +216,7 @@ def test_two_steps_of_each_row(file, root):
     for run in load_rows(file, overrides=small(file), world=None if own else "playground"):
         folder = launch.run_one(run, RunOptions(out=root))
         resolved = yaml_positions.read(folder.recipe.read_text(), "recipe.yaml")
-        replaced = not own and (file in PAPER or file.parent.name == "families" or bool(made_by_others(file)))
+        replaced = not own and (file in PAPER + METHODS or file.parent.name == "families" or bool(made_by_others(file)))
         assert resolved["world"] == ("playground" if replaced else None)
         assert (folder.path.parents[1].name == f"{file.stem}@playground") is replaced
         assert folder.info()["status"] == "finished" and (folder.model / "config.json").is_file()

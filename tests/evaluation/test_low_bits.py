@@ -11,8 +11,8 @@ import torch
 from torch import nn
 
 from switchkd_cli.engine.build import load
-from switchkd_cli.engine.evaluation.low_bits import GROUP, quantise
 from switchkd_cli.engine.evaluation.score_model import evaluate
+from switchkd_cli.engine.models.low_bits import GROUP, quantise
 from switchkd_cli.errors import INPUT, MACHINE, UserError
 from switchkd_cli.planning.preflight import check_answering
 from tests.support.tiny_llava import save_tiny_llava

@@ -24,7 +24,7 @@ CASES = [
     ("teacher_size", "sft-small-compute", "t3-small"),
     ("teacher_size", "sft-large-compute", "t7-large"),
     ("training_scheme", "pt-sft-compute", "pt-dft"),
-    ("methods", "sft-compute", "kd"),
+    ("methods/losses", "sft-compute", "kd"),
 ]
 
 
@@ -57,8 +57,8 @@ def test_the_control_costs_what_the_row_costs(recipe, control, row):
 
 def test_every_control_of_this_kind_is_compared():
     named = {
-        (file.stem, run.row)
-        for file in RECIPES.glob("*.yaml")
+        (file.relative_to(RECIPES).with_suffix("").as_posix(), run.row)
+        for file in (*RECIPES.glob("*.yaml"), *RECIPES.glob("methods/*.yaml"))
         for run in load_rows(file)
         if run.row.endswith("compute") and run.config.evaluation.world != "playground"  # there in steps, as measured
     }

@@ -8,6 +8,7 @@ from switchkd_cli.recipe.load import load, load_rows
 from tests.support.small_recipe import write
 
 EXTENDS = "title: child\nextends: small.yaml\n"
+PLACES = "must name a recipe file in the same folder or, as ../NAME, the one above"
 
 
 def child(folder, text="", name="child.yaml"):
@@ -42,6 +43,14 @@ def test_its_keys_take_the_place_of_the_others_then_drop_and_set_patch(tmp_path)
     assert (config.evaluation.benchmarks, config.evaluation.items) == (("gqa",), 6)
     assert config.stages[1].lr == 0.5
     assert [term.name for term in config.stages[1].objective] == ["ce", "align"]
+
+
+def test_it_may_be_in_the_folder_above(tmp_path, monkeypatch):
+    (tmp_path / "sub").mkdir()
+    file = child(tmp_path).rename(tmp_path / "sub" / "child.yaml")
+    file.write_text(file.read_text().replace("small.yaml", "../small.yaml"))
+    monkeypatch.chdir(file.parent)
+    assert load(file.name).key == load(file).key == load(tmp_path / "small.yaml").key
 
 
 def test_its_rows_patch_what_it_has_patched(tmp_path):
@@ -82,8 +91,10 @@ def test_every_mistake_is_reported_with_the_file_and_line_that_it_was_written_in
     ("line", "told"),
     [
         ("extends: smal.yaml", "no such recipe, got 'smal.yaml' (did you mean 'small.yaml'?)"),
-        ("extends: ../small.yaml", "must name a recipe file in the same folder, got '../small.yaml'"),
-        ("extends: [small.yaml]", "must name a recipe file in the same folder, got ['small.yaml']"),
+        ("extends: ../../small.yaml", f"{PLACES}, got '../../small.yaml'"),
+        ("extends: sub/small.yaml", f"{PLACES}, got 'sub/small.yaml'"),
+        ("extends: [small.yaml]", f"{PLACES}, got ['small.yaml']"),
+        ("extends: ../smal.yaml", "no such recipe, got '../smal.yaml'"),
         ("extends: child.yaml", "goes round in a circle: child.yaml -> child.yaml"),
     ],
 )

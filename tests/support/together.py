@@ -84,6 +84,7 @@ def trained(
     processes: Processes = ALONE,
     *,
     zero: int = 0,
+    launcher: str = "deepspeed",
     micro: int | None = None,
     steps: int = STEPS,
     objective: list[dict] | None = None,
@@ -123,6 +124,7 @@ def trained(
         log=lines.append,
         processes=processes,
         deepspeed=DeepSpeed(zero=zero, offload=offload),
+        launcher=launcher,
         held_out=others,
     )
     if after is not None:

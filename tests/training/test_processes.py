@@ -3,6 +3,7 @@
 All trainings with the same number of processes run in one set of them; each test checks their results.
 """
 
+import importlib.util
 import json
 import subprocess
 import sys
@@ -25,6 +26,18 @@ PROJECTOR_ALONE = {"objective": [CE], "train": ["projector"], "until": 2}
 WARM_UP = {"adapted": True, "objective": [VSD], "train": ["adapter"], "micro": 1}  # most micro-batches have no image
 ADAPTED = {"adapted": True, "objective": [CE, ALIGN, VSD], "train": ["vision", "projector", "language", "adapter"]}
 ADAPTED |= {"micro": 2}
+LORA = {
+    f"lora, {how}": {"micro": 2, "lora": {"rank": 2}} | more
+    for how, more in {
+        "torch": {},
+        "dora, zero 2": {"zero": 2, "lora": {"rank": 2, "dora": True}},
+        "zero 3": {"zero": 3},
+        "4 bits, zero 3": {"zero": 3, "lora": {"rank": 2, "bits": 4}},
+        "4 bits, fsdp": {"launcher": "fsdp", "lora": {"rank": 2, "bits": 4}},
+    }.items()
+}
+if any(importlib.util.find_spec(name) is None for name in ("peft", "bitsandbytes")):
+    LORA = {}
 FAMILY = {"objective": [CE, ALIGN, VSD], "until": 1}
 FAMILIES = {
     f"{name}, {how}": FAMILY | more | {"saved": name}
@@ -36,10 +49,22 @@ CASES = {
         "torch, micro 1": {"micro": 1},
         "torch, micro 2": {"micro": 2},
         "torch, micro 4": {"micro": 4},
+        "torch, sharded teacher": {"micro": 2, "sharded": True},
+        "zero 2, sharded teacher": {"micro": 2, "zero": 2, "sharded": True},
+        "validated, sharded teacher": {"micro": 1, "validated": True, "sharded": True},
         "zero 1": {"zero": 1, "micro": 2},
         "zero 2": {"zero": 2, "micro": 2},
         "zero 3": {"zero": 3, "micro": 2},
         "zero 3, offload": {"zero": 3, "micro": 2, "offload": "parameters"},
+        "fsdp": {"launcher": "fsdp", "micro": 2},
+        "fsdp, recomputed": {"launcher": "fsdp", "micro": 1, "recomputed": True},
+        "vsd alone, fsdp": VSD_ALONE | {"micro": 1, "launcher": "fsdp"},
+        "adapted, fsdp": ADAPTED | {"launcher": "fsdp"},
+        "gradient, fsdp": {"micro": 1, "until": 1, "launcher": "fsdp"},
+        "validated, fsdp": {"micro": 1, "validated": True, "launcher": "fsdp"},
+        "projector alone, fsdp": {"launcher": "fsdp", "micro": 1, **PROJECTOR_ALONE},
+        "spoiled, fsdp": {"spoil": True, "launcher": "fsdp"},
+        "interrupted, fsdp": {"launcher": "fsdp", "micro": 4, "until": 2},
         "torch, recomputed": {"micro": 2, "recomputed": True},
         "zero 2, recomputed": {"zero": 2, "micro": 2, "recomputed": True},
         "zero 3, recomputed": {"zero": 3, "micro": 2, "recomputed": True},
@@ -63,6 +88,7 @@ CASES = {
         "spoiled, torch": {"spoil": True},
         "spoiled, zero 2": {"spoil": True, "zero": 2},
         "spoiled, zero 3": {"spoil": True, "zero": 3},
+        **LORA,
         **FAMILIES,
     },
     4: {
@@ -73,9 +99,12 @@ CASES = {
         "resumed, torch": {"micro": 1, "after": "INTERRUPTED"},
         "resumed, zero 2": {"zero": 2, "after": "INTERRUPTED"},
         "resumed, zero 3": {"zero": 3, "after": "INTERRUPTED"},
+        "resumed, fsdp": {"launcher": "fsdp", "micro": 2, "after": "INTERRUPTED"},
     },
 }
-TRACED = [(count, name) for count, cases in CASES.items() for name in cases if name.startswith(("torch", "zero"))]
+TRACED = [
+    (count, name) for count, cases in CASES.items() for name in cases if name.startswith(("torch", "zero", "fsdp"))
+]
 
 
 def run(count: int, folder: Path, cases: dict) -> dict[str, tuple[list[dict], dict]]:
@@ -170,7 +199,10 @@ def test_every_step_has_the_same_rows_for_any_number_of_processes(count, micro):
         assert sorted(rows) == visited[8 * step : 8 * (step + 1)]
 
 
-@pytest.mark.parametrize("name", ["validated, torch", "validated, zero 2", "validated, zero 3"])
+@pytest.mark.parametrize(
+    "name",
+    ["validated, torch", "validated, zero 2", "validated, zero 3", "validated, fsdp", "validated, sharded teacher"],
+)
 def test_a_validation_has_the_figures_of_one_process_and_changes_no_step(name, two, alone, tmp_path):
     lines, _, _ = together.trained(tmp_path, validated=True)
     for line, expected, without in zip(two[name][0], lines, alone[0], strict=True):
@@ -220,13 +252,13 @@ def test_moments_are_whole_and_those_of_one_process(count, name, results, alone)
         close(state["moments"][parameter], kept, rtol=1e-3, atol=1e-6)
 
 
-@pytest.mark.parametrize("name", ["gradient, torch", "gradient, zero 1", "gradient, zero 2", "gradient, zero 3"])
+@pytest.mark.parametrize("name", [name for name in CASES[2] if name.startswith("gradient")])
 def test_one_step_has_the_gradient_of_one_process(name, two, alone):
     """Every gradient, also through the frozen teacher, from AdamW's first moment after one step."""
     close(together.gradients(two[name][1]), together.gradients(alone[2]), rtol=1e-4, atol=1e-6)
 
 
-@pytest.mark.parametrize("name", ["vsd alone, torch", "vsd alone, zero 3"])
+@pytest.mark.parametrize("name", ["vsd alone, torch", "vsd alone, zero 3", "vsd alone, fsdp"])
 def test_the_switch_alone_trains_the_vision_tower_through_the_frozen_teacher(name, two, tmp_path):
     _, expected, _ = together.trained(tmp_path, **VSD_ALONE)
     got = two[name][1]
@@ -245,11 +277,30 @@ def test_a_process_without_an_image_keeps_none_waiting_where_the_language_model_
 @pytest.mark.parametrize("name", [name for name in CASES[2] if name.startswith(("warm-up", "adapted"))])
 def test_an_adapter_learns_what_it_learns_in_one_process(name, two, tmp_path):
     lines, state = two[name]
-    case = {key: value for key, value in CASES[2][name].items() if key not in ("zero", "micro")}
+    case = {key: value for key, value in CASES[2][name].items() if key not in ("zero", "micro", "launcher")}
     expected, alone, _ = together.trained(tmp_path, **case)
     assert any("switch_adapter" in parameter for parameter in state["model"])
     assert [line["loss/vsd"] for line in lines] == pytest.approx([line["loss/vsd"] for line in expected], rel=1e-4)
     close(together.gradients(state), together.gradients(alone), rtol=1e-3, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("name", "whole"), [("torch, sharded teacher", "torch, micro 2"), ("zero 2, sharded teacher", "zero 2")]
+)
+def test_a_sharded_teacher_changes_no_bit_and_takes_half_the_bytes(name, whole, two):
+    (lines, state), (expected, other) = two[name], two[whole]
+    assert [line["loss"] for line in lines] == [line["loss"] for line in expected]
+    close(state["model"], other["model"], rtol=0, atol=0)
+    assert 2 * state["teacher"] == other["teacher"]
+
+
+@pytest.mark.skipif(not LORA, reason="peft or bitsandbytes is not installed")
+@pytest.mark.parametrize("name", LORA)
+def test_adapters_of_low_rank_learn_what_they_learn_in_one_process(name, two, tmp_path):
+    lines, state = two[name]
+    expected, alone, _ = together.trained(tmp_path, lora=CASES[2][name]["lora"])
+    assert [line["loss"] for line in lines] == pytest.approx([line["loss"] for line in expected], rel=2e-5)
+    close(state["model"], alone["model"], rtol=1e-4, atol=2e-5)
 
 
 @pytest.mark.parametrize("name", ["bf16, zero 1", "bf16, zero 2", "bf16, zero 3"])
@@ -260,7 +311,7 @@ def test_bf16_weights_follow_the_float32_trace(name, two, alone):
     assert {tensor.dtype for tensor in state["model"].values()} == {torch.float32}
 
 
-@pytest.mark.parametrize("name", ["resumed, torch", "resumed, zero 2", "resumed, zero 3"])
+@pytest.mark.parametrize("name", ["resumed, torch", "resumed, zero 2", "resumed, zero 3", "resumed, fsdp"])
 def test_four_processes_go_on_where_two_stopped(name, four, alone):
     """Resumed with another number of processes or ZeRO stage: checkpoints are complete."""
     lines, state = four[name]
@@ -269,7 +320,7 @@ def test_four_processes_go_on_where_two_stopped(name, four, alone):
     close(state["model"], alone[1]["model"], rtol=1e-4, atol=2e-5)
 
 
-@pytest.mark.parametrize("name", ["interrupted, zero 3", "interrupted, zero 1"])
+@pytest.mark.parametrize("name", ["interrupted, zero 3", "interrupted, zero 1", "interrupted, fsdp"])
 def test_one_process_resumes_where_two_stopped(name, two, alone, tmp_path, two_folder):
     after = two_folder / f"case{list(CASES[2]).index(name)}" / "state"
     lines, state, _ = together.trained(tmp_path, after=after)
@@ -277,7 +328,7 @@ def test_one_process_resumes_where_two_stopped(name, two, alone, tmp_path, two_f
     close(state["model"], alone[1]["model"], rtol=1e-4, atol=2e-5)
 
 
-@pytest.mark.parametrize("name", ["spoiled, torch", "spoiled, zero 2", "spoiled, zero 3"])
+@pytest.mark.parametrize("name", ["spoiled, torch", "spoiled, zero 2", "spoiled, zero 3", "spoiled, fsdp"])
 def test_what_is_no_number_in_one_process_changes_no_weight_in_any(name, two):
     _, state = two[name]
     assert "step 1: loss/align is nan; examples" in state["error"]

@@ -167,7 +167,9 @@ def _estimate_work(
     """
     gpus, steps, state = estimate.gpus, estimate.steps, STATE * models.trained(frozenset(stage.train))
     recomputed = frozenset(stage.activation_checkpointing)
-    computed = Computation(stage.paths, frozenset(stage.train), recomputed, prod(models.adapter))
+    computed = Computation(
+        stage.paths, frozenset(stage.train), recomputed, prod(models.adapter), stage.bits is not None
+    )
     both = models.student, models.teacher
     grouped, precision = stage.group_by is not None, precision_of(run.config.precision, machine.zero)
     logit_bytes = loss_memory.bytes_per_logit(stage.objective, precision.compute, models.vocabulary)
@@ -195,7 +197,7 @@ def _estimate_work(
     numbers = {"trained": models.trained(computed.train), "student": sum(models.parameters.trainable.values())}
     images = stage.batch * sample.mean("images")
     work = StepWork(estimate.flops, images, examples // micro, numbers, precision.weight)
-    estimate.sent = bytes_sent(work, EXCHANGES[machine.zero], gpus)
+    estimate.sent = bytes_sent(work, EXCHANGES[machine.sharding], gpus)
     if steps:
         saved = SAVED * models.parameters.all
         estimate.time = time_terms(work, steps, machine, gpus, run.config.checkpoints, state, saved)

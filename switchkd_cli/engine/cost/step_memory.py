@@ -4,6 +4,7 @@ ZeRO 0 is torch's own mixed precision: float32 weights and gradients, two float3
 matrices for the time of a micro-batch; several GPUs add DDP's buckets. ZeRO 1 to 3 is a bf16 model as DeepSpeed trains
 it: bf16 weights and gradients, and float32 weights and moments, sharded over the GPUs. ZeRO 1 shards AdamW's state, 2 the
 gradients too (which it adds up in float32), 3 the student's weights too. Every GPU holds the complete teacher.
+FSDP2 shards what ZeRO 3 does, of torch's own mixed precision.
 
 What a forward pass leaves for the backward pass follows from what transformers' modules save;
 tests/cost/test_cost_memory.py compares the formulas with autograd's hooks on small models.
@@ -23,6 +24,9 @@ residual stream and c in a matrix product:
               attention    4 c d
               MLP          2 c f; 3 c f with CLIP's quick GELU; 4 c f where gated
 
+Where weights are rounded in each pass (`bits`), each leaves 4 bytes where nothing is cast, and 4 and a share of two scales
+where it is trained.
+
 A frozen part through which no gradient goes leaves nothing. A layer under activation checkpointing leaves its input,
 r d; in addition its part leaves, once, the mask (T, or r T where turns are independent). Once for all layers of L there are
 the rotary angles (2 r h, h the width of a head). In the backward pass one such layer at a time holds all of its bytes.
@@ -32,6 +36,7 @@ from dataclasses import dataclass
 
 from switchkd_cli.engine.cost.workload import Computation, MicroBatch, ModelPair
 from switchkd_cli.engine.lm_head import positions
+from switchkd_cli.engine.models.low_bits import GROUP
 from switchkd_cli.engine.models.shape import LanguageShape, ModelShape, ProjectorShape, VisionShape
 from switchkd_cli.planning.estimate import Machine
 
@@ -72,7 +77,7 @@ def persistent_memory(
 
     These are weights, gradients and optimiser; what is offloaded is not on the GPU.
     """
-    gpus, zero = machine.gpus, machine.zero
+    gpus, zero = machine.gpus, machine.sharding
     master = MASTER if precision is BF16 else 0
     gradient = MASTER if precision is BF16 and zero > 1 else precision.weight
     buckets = precision.weight if gpus > 1 and not zero else 0
@@ -99,7 +104,7 @@ def step_memory(
     small, ZeRO's step, which holds a float32 number for each parameter of its share. Under ZeRO 3 all logits exist at
     once, and their gradients wait for the backward pass.
     """
-    at_once = machine.zero == 3
+    at_once = machine.sharding == 3
     chunk = batch.positions if at_once else min(batch.positions, positions(models.vocabulary))
     logits = bytes_per_logit * chunk * models.vocabulary
     graph = activations(models.student, models.teacher, batch, computed, precision)
@@ -145,10 +150,13 @@ def activations(
     total = Activations()
     train, recomputed = computed.train, computed.recomputed
     if "vision" in train:
-        _add_vision(total, student.vision, batch, precision, recomputed="vision" in recomputed)
+        _add_vision(
+            total, student.vision, batch, precision, recomputed="vision" in recomputed, rounded=computed.rounded
+        )
     if "student" in computed.paths:
         trained = "language" in train
-        _add_language(total, student.language, batch, precision, trained, recomputed="student" in recomputed)
+        how = {"recomputed": "student" in recomputed, "rounded": computed.rounded}
+        _add_language(total, student.language, batch, precision, trained, **how)
         total.saved += trained * batch.positions * student.language.width * precision.compute  # the head's input
         if train & {"vision", "projector"}:
             _add_projector(total, student.projector, batch, precision, trained="projector" in train)
@@ -162,7 +170,14 @@ def activations(
     return total
 
 
-def _add_vision(total: Activations, v: VisionShape, batch: MicroBatch, p: Precision, *, recomputed: bool) -> None:
+def _rounding(weights: float, p: Precision, trained: bool) -> float:
+    """Bytes that the rounding of a layer's weights leaves."""
+    return weights * (4 * (not p.cast) + trained * (4 + 4 / GROUP))
+
+
+def _add_vision(
+    total: Activations, v: VisionShape, batch: MicroBatch, p: Precision, *, recomputed: bool, rounded: bool
+) -> None:
     """V up to its feature layer, all of it trained."""
     positions, layer_input = batch.images * v.positions, p.residual * v.width
     matrices = (4 * p.compute if p.cast else 2 * p.residual) + 4 * p.compute
@@ -170,14 +185,23 @@ def _add_vision(total: Activations, v: VisionShape, batch: MicroBatch, p: Precis
     layer = v.norms * p.residual * v.width + matrices * v.width + mlp
     total.saved += positions * (v.layers * (layer_input if recomputed else layer) + v.input_norm * layer_input)
     total.saved += batch.images * v.patches * v.values * p.compute
+    rounding = rounded * _rounding(v.weights, p, trained=True)
+    total.saved += v.layers * rounding * (not recomputed)
     total.cast += p.cast * p.compute * (v.layers * v.weights + v.values * v.width)
     if recomputed:
-        held = positions * (layer + layer_input) + p.cast * p.compute * v.weights
+        held = positions * (layer + layer_input) + p.cast * p.compute * v.weights + rounding
         total.recomputed_layer = max(total.recomputed_layer, held)
 
 
 def _add_language(
-    total: Activations, lm: LanguageShape, batch: MicroBatch, p: Precision, trained: bool, *, recomputed: bool
+    total: Activations,
+    lm: LanguageShape,
+    batch: MicroBatch,
+    p: Precision,
+    trained: bool,
+    *,
+    recomputed: bool,
+    rounded: bool = False,
 ) -> None:
     """L, through which a gradient goes to its input, and its head's weights."""
     positions, layer_input = batch.examples * batch.length, p.residual * lm.width
@@ -193,14 +217,15 @@ def _add_language(
         last = lm.norms * norm + of_keys + attention + batch.positions / positions * (mlp + trained * inputs)
     mask = batch.masked * p.compute * batch.length
     angles = 2 * p.residual * lm.queries / lm.heads
+    rounding = rounded * _rounding(lm.weights, p, trained)
     if recomputed:
         masks = batch.masked * (p.residual if batch.independent else 1) * batch.length
         total.saved += positions * (lm.layers * layer_input + angles + masks + norm)
-        held = positions * (layer + mask + layer_input) + p.cast * p.compute * lm.weights
+        held = positions * (layer + mask + layer_input) + p.cast * p.compute * lm.weights + rounding
         total.recomputed_layer = max(total.recomputed_layer, held)
     else:
         masks = mask * (1 if batch.independent and not p.cast else lm.layers)
-        total.saved += positions * ((lm.layers - 1) * layer + last + angles + masks + norm)
+        total.saved += positions * ((lm.layers - 1) * layer + last + angles + masks + norm) + lm.layers * rounding
     layers = lm.layers if trained or not recomputed else 0
     total.cast += p.cast * p.compute * (layers * lm.weights + lm.width * lm.vocabulary)
 

@@ -64,9 +64,9 @@ def time_terms(
     """
     operations = work.flops / (gpus * machine.tflops * 1e12 * machine.utilisation)
     link = min(machine.intra_gbps, machine.inter_gbps) if gpus > machine.gpus_per_node else machine.intra_gbps
-    sending = bytes_sent(work, EXCHANGES[machine.zero], gpus) / (link * GIGABIT)
+    sending = bytes_sent(work, EXCHANGES[machine.sharding], gpus) / (link * GIGABIT)
     # DDP sends during a step's last micro-batch, ZeRO 3 during all, ZeRO 1 and 2 (without DeepSpeed's overlap_comm) after it
-    meanwhile = {0: operations / work.accumulation, 3: operations}.get(machine.zero, 0.0)
+    meanwhile = {0: operations / work.accumulation, 3: operations}.get(machine.sharding, 0.0)
     busy = operations + max(0.0, sending - machine.overlap * meanwhile)
     read = work.images * machine.image_kb * 1e3 / (machine.disk_gbps * GIGABIT)
     images = max(read, work.images / gpus / machine.decode_images_per_s)

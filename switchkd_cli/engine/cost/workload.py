@@ -34,13 +34,14 @@ class Computation:
     """Which logits paths a stage computes and which of the student's parts it trains.
 
     `recomputed`: whose layers are under activation checkpointing (V_S: vision, L_S: student, L_T: switch). `adapter`: weights of
-    the matrices of the switch's adapter, without those of its biases.
+    the matrices of the switch's adapter, without those of its biases. `rounded`: V_S and L_S compute with rounded weights.
     """
 
     paths: frozenset[str]
     train: frozenset[str]
     recomputed: frozenset[str] = frozenset()
     adapter: int = 0
+    rounded: bool = False
 
 
 def padded_share(batches: Counter[MicroBatch]) -> float:

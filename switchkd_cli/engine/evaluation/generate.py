@@ -13,10 +13,10 @@ from torch import Tensor
 from transformers import GenerationConfig
 
 from switchkd_cli.engine.evaluation.lmms_model import Item, LmmsModel, digest
-from switchkd_cli.engine.evaluation.low_bits import quantise
 from switchkd_cli.engine.hub import CheckpointFolder
 from switchkd_cli.engine.inputs import InputProcessor
 from switchkd_cli.engine.models.blueprint import Blueprint
+from switchkd_cli.engine.models.low_bits import quantise
 from switchkd_cli.engine.models.vision_language_model import ProjectedImage, VisionLanguageModel
 from switchkd_cli.engine.weights import weight_files
 

@@ -23,7 +23,7 @@ def recompute_layers(layers: Iterable[nn.Module]) -> Iterator[None]:
     once. The random state is restored, so that dropout drops the same values. Without gradients nothing changes.
     """
     layers = list(layers) if torch.is_grad_enabled() else []
-    with _forwards({layer: partial(checkpoint, layer.forward, use_reentrant=False) for layer in layers}):
+    with forwards({layer: partial(checkpoint, layer.forward, use_reentrant=False) for layer in layers}):
         yield
 
 
@@ -35,14 +35,14 @@ def only_at(keep: Tensor, layer: nn.Module) -> Iterator[None]:
     chosen positions alone. A layer with other modules is computed as it is.
     """
     rows = keep.flatten().nonzero()[:, 0]
-    forwards = {module: partial(_at, rows, keep.shape, module.forward) for module in by_position(layer)}
+    at_positions = {module: partial(_at, rows, keep.shape, module.forward) for module in by_position(layer)}
 
     def forward(*arguments: Any, **options: Any) -> Any:
-        with _forwards(forwards):  # here, as a layer that is computed again does the same again
+        with forwards(at_positions):  # here, as a layer that is computed again does the same again
             return complete(*arguments, **options)
 
     complete = layer.forward
-    with _forwards({layer: forward}):
+    with forwards({layer: forward}):
         yield
 
 
@@ -63,9 +63,9 @@ def _at(rows: Tensor, shape: torch.Size, forward: Callable[[Tensor], Tensor], in
 
 
 @contextmanager
-def _forwards(forwards: Mapping[nn.Module, Callable[..., Any]]) -> Iterator[None]:
+def forwards(replaced: Mapping[nn.Module, Callable[..., Any]]) -> Iterator[None]:
     """Inside the block, the modules have these forwards in place of their class's or of an outer block's."""
     with ExitStack() as stack:
-        for module, forward in forwards.items():
+        for module, forward in replaced.items():
             stack.enter_context(patch.object(module, "forward", forward))
         yield

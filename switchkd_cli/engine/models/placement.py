@@ -6,12 +6,13 @@ from typing import TYPE_CHECKING, Any, Self
 from unittest.mock import patch
 
 from torch import Tensor, nn
+from torch.distributed.fsdp import fully_shard
 
 if TYPE_CHECKING:
     from switchkd_cli.engine.models.vision_language_model import VisionLanguageModel
 
 
-class _Offloaded(nn.Module):
+class Offloaded(nn.Module):
     """A layer whose weights stay where they are, and are copied to its input's device while it runs."""
 
     def _apply(self, change: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
@@ -32,8 +33,7 @@ def offload(model: "VisionLanguageModel") -> None:
     The layers are computed again in the backward pass, which would otherwise keep the copies of all of them until then.
     """
     for layer in model.language.layers:
-        layer.__class__ = type(type(layer).__name__, (_Offloaded, type(layer)), {})
-    model.weights = "offloaded"
+        layer.__class__ = type(type(layer).__name__, (Offloaded, type(layer)), {})
 
 
 def shard(model: "VisionLanguageModel") -> None:
@@ -41,8 +41,5 @@ def shard(model: "VisionLanguageModel") -> None:
 
     A layer is whole only while it runs. The first stays whole: reading its attention ends a pass inside it.
     """
-    from torch.distributed.fsdp import fully_shard
-
     for layer in model.language.layers[1:]:
         fully_shard(layer)
-    model.weights = "sharded"

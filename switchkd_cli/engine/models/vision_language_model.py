@@ -6,6 +6,7 @@ from typing import Any, NamedTuple, Self
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.fsdp import FSDPModule
 from transformers import GenerationConfig, PreTrainedModel
 
 from switchkd_cli.engine.batch import Batch, ImageInput, PerImage, together
@@ -15,6 +16,7 @@ from switchkd_cli.engine.models.checkpoint_files import FIELDS
 from switchkd_cli.engine.models.layer_forwards import only_at, recompute_layers
 from switchkd_cli.engine.models.low_rank import MARK
 from switchkd_cli.engine.models.model_folder import save
+from switchkd_cli.engine.models.placement import Offloaded
 from switchkd_cli.engine.models.seams import GRID, Seam, output_of, replaced
 from switchkd_cli.engine.models.shape import vision_width
 
@@ -40,7 +42,6 @@ class VisionLanguageModel(nn.Module):
 
     `model` is a plain transformers model, so that a saved model loads without this package. The layers of the parts in
     `recomputed_parts` ("vision", "language") keep only their inputs for the backward pass, which computes them again.
-    `weights`: how those of L's layers are kept, see `recipe.schema.Teacher`.
     """
 
     def __init__(self, model: PreTrainedModel, inputs: InputProcessor) -> None:
@@ -49,7 +50,6 @@ class VisionLanguageModel(nn.Module):
         self.inputs = inputs
         self.seam: Seam = inputs.seam
         self.recomputed_parts: frozenset[str] = frozenset()
-        self.weights = "whole"
 
     @property
     def core(self) -> Any:
@@ -59,6 +59,11 @@ class VisionLanguageModel(nn.Module):
     @property
     def language(self) -> Any:
         return self.core.get_submodule(self.seam.language)
+
+    @property
+    def sharded(self) -> bool:
+        """Whether the processes have L's layers in parts, and run them together; the first one may be whole."""
+        return isinstance(self.language.layers[-1], FSDPModule)
 
     @property
     def parts(self) -> dict[str, tuple[nn.Module, ...]]:
@@ -132,7 +137,7 @@ class VisionLanguageModel(nn.Module):
     def hidden_states(self, batch: Batch, tokens: PerImage, keep: Tensor) -> Tensor:
         """L without its head: text and visual tokens -> hidden states [N, D] at the N positions of `keep` [B, T]."""
         layers = self.language.layers
-        recomputed = "language" in self.recomputed_parts or self.weights == "offloaded"
+        recomputed = "language" in self.recomputed_parts or isinstance(layers[0], Offloaded)
         with only_at(keep, layers[-1]), recompute_layers(layers if recomputed else ()):
             hidden = self._read(batch, tokens).last_hidden_state[keep]
         return hidden if batch.images else _with_graph_of(tokens, hidden)
@@ -144,8 +149,8 @@ class VisionLanguageModel(nn.Module):
     def _read(self, batch: Batch, tokens: PerImage, **options: Any) -> Any:
         """L without its head: return transformers' output for a batch."""
         embeddings = self.model.get_input_embeddings()
-        # where layers are sharded the backward pass must go through the same ones in every process: the others would wait
-        through = not batch.images and (self.weights == "sharded" or hasattr(embeddings.weight, "ds_id"))
+        # sharded: the backward pass must go through the same layers in every process, else the others would wait
+        through = not batch.images and (self.sharded or hasattr(embeddings.weight, "ds_id"))
         with embeddings.register_forward_hook(lambda *of: _with_graph_of(tokens, of[-1])) if through else nullcontext():
             return self.core(
                 input_ids=batch.input_ids,

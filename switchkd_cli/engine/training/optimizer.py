@@ -31,11 +31,18 @@ Groups = Sequence[Mapping[str, Any]]
 class TorchReplica:
     """`paths` itself, on this process's device. bf16 is torch's automatic mixed precision over float32 weights.
 
-    `find_unused`: some trained parameters may get no gradient, for which DDP would wait.
+    `find_unused`: some trained parameters may get no gradient, for which DDP would wait; None: without DDP.
     """
 
     def __init__(
-        self, paths: Paths, groups: Groups, processes: Processes, stage: Stage, precision: str, *, find_unused: bool
+        self,
+        paths: Paths,
+        groups: Groups,
+        processes: Processes,
+        stage: Stage,
+        precision: str,
+        *,
+        find_unused: bool | None,
     ) -> None:
         self.device = processes.device
         self.paths = paths.to(self.device)
@@ -46,7 +53,7 @@ class TorchReplica:
         self.max_norm = stage.grad_clip or math.inf
         self.dtype = torch.bfloat16 if precision == "bf16" else None  # of matrix products
         self.autocast = torch.autocast(self.device.type, self.dtype, enabled=self.dtype is not None)
-        if processes.count > 1:
+        if processes.count > 1 and find_unused is not None:
             how: dict[str, Any] = {"gradient_as_bucket_view": True, "find_unused_parameters": find_unused}
             self.module = DistributedDataParallel(paths, **how)
 

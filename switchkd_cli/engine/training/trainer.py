@@ -3,12 +3,14 @@
 import math
 import warnings
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from torch import nn
 
 from switchkd_cli.engine.batch import Batch
+from switchkd_cli.engine.models.low_bits import rounded
 from switchkd_cli.engine.models.low_rank import add_adapters
 from switchkd_cli.engine.paths import Paths
 from switchkd_cli.engine.teacher_states import TeacherStates
@@ -50,10 +52,11 @@ class Trainer:
         *,
         processes: Processes = ALONE,
         deepspeed: DeepSpeed = NO_DEEPSPEED,
+        launcher: str = "deepspeed",
         states: Path | None = None,
     ) -> None:
         self.stage, self.steps, self.paths = stage, steps, paths
-        self.precision, self.processes, self.deepspeed = precision, processes, deepspeed
+        self.precision, self.processes, self.deepspeed, self.launcher = precision, processes, deepspeed, launcher
         self.micro_batch = micro_batch_size(stage, processes.count)
         self.objective = Objective(stage.objective, paths.tokens)
         if stage.lora is not None:
@@ -62,7 +65,9 @@ class Trainer:
         paths.recompute(stage.activation_checkpointing)
         self.parts: dict[str, list[nn.Parameter]] = {part: paths.used_parameters(part) for part in stage.train}
         nn.ParameterList(p for part in self.parts.values() for p in part).requires_grad_(True)
-        frozen = "vision" not in self.parts
+        self._until_closed = ExitStack()
+        self._until_closed.enter_context(rounded(paths.student, stage.bits))
+        frozen = "vision" not in self.parts and stage.bits is None
         paths.one_tower = frozen and paths.teacher is not None and paths.student.same_vision(paths.teacher)
         by_row = stage.teacher_states != "batched" and stage.needs_teacher
         paths.states = TeacherStates(states if stage.teacher_states == "cached" else None) if by_row else None
@@ -83,6 +88,10 @@ class Trainer:
 
             config = deepspeed_config(stage, self.deepspeed, self.precision, self.processes)
             self.replica: TorchReplica | ZeroReplica = ZeroReplica(paths, groups, self.processes, stage, config)
+        elif self.launcher == "fsdp" and self.processes.count > 1:
+            from switchkd_cli.engine.training.fsdp import FsdpReplica
+
+            self.replica = FsdpReplica(paths, groups, self.processes, stage, self.precision)
         else:
             unused = "student" not in self.objective.outputs
             self.replica = TorchReplica(paths, groups, self.processes, stage, self.precision, find_unused=unused)
@@ -170,7 +179,7 @@ class Trainer:
 
         Nothing for a single term without an adapter, nor through a sharded teacher, as processes may have unlike terms.
         """
-        if self.paths.teacher is not None and self.paths.teacher.weights == "sharded":
+        if self.paths.teacher is not None and self.paths.teacher.sharded:
             return {}
         if sum(term.weight > 0 for term in self.stage.objective) < 2 and not {"vision", "adapter"} <= self.parts.keys():
             return {}
@@ -212,6 +221,7 @@ class Trainer:
         """Leave the trained weights in `paths`, adapters not merged yet."""
         self.replica.collect()
         self.replica.close()
+        self._until_closed.close()
         if self.paths.states is not None:
             self.paths.states.close()
             self.paths.states = None
