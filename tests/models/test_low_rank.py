@@ -8,7 +8,7 @@ import torch
 from transformers import AutoModelForImageTextToText
 
 from switchkd_cli.engine.build import load as load_model
-from switchkd_cli.engine.models.low_rank import FOLDER, add_adapters, count_adapters, merge, merged
+from switchkd_cli.engine.models.low_rank import FOLDER, adapter_sizes, add_adapters, merge, merged
 from switchkd_cli.engine.models.packed import PackedLinear
 from switchkd_cli.engine.training.checkpointing import write_state
 from switchkd_cli.errors import INPUT, MACHINE, UserError
@@ -49,7 +49,7 @@ def moved(model, seed=0):
 @every_kind
 def test_adapters_start_as_nothing_and_are_merged_to_rounding(spec, tmp_path):
     model, spec = tiny.model(seed=1), Lora(**spec)
-    counted = count_adapters(model, spec)
+    counted, _ = adapter_sizes(model, spec)
     batch = tiny.batch(model, tmp_path)
     before = logits(model, batch)
     add_adapters(model, spec, seed=0)
@@ -175,7 +175,7 @@ def test_a_run_keeps_the_adapters_next_to_the_model(tmp_path):
 
 def test_what_does_not_fit_is_said(tmp_path, monkeypatch):
     with pytest.raises(UserError) as told:
-        count_adapters(tiny.model(), Lora(layers=("q_poj", "lm_head")))
+        adapter_sizes(tiny.model(), Lora(layers=("q_poj", "lm_head")))
     assert "lora.layers: not a linear layer of the student's language model, got 'q_poj' (did you mean" in str(
         told.value
     )

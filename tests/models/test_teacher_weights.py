@@ -52,9 +52,9 @@ def unpacked(teacher):
 
 
 @needs_bits
-@pytest.mark.parametrize("cast", [False, True], ids=["fp32", "bf16"])
-@pytest.mark.parametrize("recomputed", [(), RECOMPUTED], ids=["kept", "recomputed"])
-@pytest.mark.parametrize("bits", [4, 8])
+@pytest.mark.parametrize(
+    ("bits", "recomputed", "cast"), [(4, (), False), (4, RECOMPUTED, True), (8, (), True), (8, RECOMPUTED, False)]
+)
 def test_the_switch_s_gradient_goes_through_packed_layers_as_through_the_rounded_weights(
     bits, recomputed, cast, tmp_path
 ):
@@ -121,7 +121,7 @@ def test_offloaded_weights_stay_where_they_are_and_are_copied_while_their_layer_
 def test_a_recipe_s_teacher_is_built_as_it_says_and_only_its_bits_are_part_of_keys(tmp_path):
     recipe = tiny_run.write(tmp_path)
     plain, four, moved = (
-        load(recipe, [], words) for words in ((), ("teacher.bits=4",), ("teacher.weights=offloaded",))
+        load(recipe, None, words) for words in ((), ("teacher.bits=4",), ("teacher.weights=offloaded",))
     )
     assert plain.key == moved.key != four.key and plain.stage_key(1) == moved.stage_key(1) != four.stage_key(1)
     assert plain.stage_key(0) == four.stage_key(0)  # it has no teacher

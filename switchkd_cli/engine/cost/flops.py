@@ -1,7 +1,7 @@
 """Floating-point operations of one training step, path by path.
 
 A multiplication and its addition count as two. Counted are matrix products, the patch convolution and attention (every
-query with every key, as no kernel counts the causal half); norms, activations, losses and sorts are left out. With W
+query with every key, as no kernel counts the causal half); norms, activations, losses, sorts and adapters of low rank are left out. With W
 the entries of a layer's matrices, T positions and width d, a layer's forward pass takes 2 T W + 4 T^2 d. Its backward
 pass takes 2 T W for the gradient of its input, 2 T W for that of its weights if they are trained, and 8 T^2 d.
 
@@ -30,7 +30,7 @@ def step(student: ModelShape, teacher: ModelShape | None, batch: MicroBatch, com
         operations += _vision(student.vision, batch, trained=vision_trained, recomputed="vision" in recomputed)
     if "student" in paths:
         operations += _projector(student.projector, batch, weights="projector" in train, inputs=vision_trained)
-        trained, again = "language" in train, "student" in recomputed
+        trained, again = "language" in train and computed.low_rank is None, "student" in recomputed
         operations += _language(student.language, batch, gradient=True, weights=trained, recomputed=again)
     if teacher is None:
         return round(operations)

@@ -19,6 +19,7 @@ from switchkd_cli.engine.cost.training_time import EXCHANGES, HOUR, StepWork, be
 from switchkd_cli.engine.cost.workload import Computation, ModelPair, padded_share
 from switchkd_cli.engine.data.look import EvaluationSet, looks
 from switchkd_cli.engine.evaluation.score_model import evaluation_sets
+from switchkd_cli.engine.models.low_rank import adapter_sizes
 from switchkd_cli.engine.training.data_loader import count_steps
 from switchkd_cli.engine.training.training_warnings import check_images
 from switchkd_cli.planning import estimate as plan
@@ -59,7 +60,7 @@ def estimate_run(
         estimate.notes += check_fit(estimate.pair, config.remedies)
         pair = ModelPair(student.shape, student.parameters, vocabulary.shared)
         if teacher is not None:  # it stays in memory in every stage, as it is built before the first
-            pair = replace(pair, teacher=teacher.shape, teacher_parameters=teacher.parameters.all)
+            pair = replace(pair, teacher=teacher.shape, teacher_parameters=teacher.parameters.all, kept=config.teacher)
             if config.switch.adapter is not None:
                 widths = student.shape.vision.width, teacher.shape.vision.width
                 pair = replace(pair, adapter=(*widths, teacher.family.seam.levels(teacher.config)))
@@ -86,7 +87,11 @@ def estimate_run(
     check_images(config.stages, {name: sample.has_images for name, sample in samples.items()})
     for i, stage in enumerate(config.stages):
         sample = DataSample.of_stage(stage, samples)
-        estimate.stages.append(estimate_stage(run, i, pair, sample, machine, root))
+        models_of_stage = pair
+        if stage.lora is not None and pair is not None and isinstance(student, KnownModel):
+            sizes = adapter_sizes(student.family.skeleton(student.config), stage.lora)
+            models_of_stage = pair.with_adapters(sizes, stage.lora.bits)
+        estimate.stages.append(estimate_stage(run, i, models_of_stage, sample, machine, root))
     estimate.notes += [f"{name}: {note}" for name, sample in samples.items() for note in sample.notes]
     estimate.notes += _assumptions(run, models.values(), samples, machine)
     estimate.notes += [f"{run.row}: {note}" for stage in estimate.stages for note in stage.notes]
@@ -167,9 +172,13 @@ def _estimate_work(
     """
     gpus, steps, state = estimate.gpus, estimate.steps, STATE * models.trained(frozenset(stage.train))
     recomputed = frozenset(stage.activation_checkpointing)
-    computed = Computation(
-        stage.paths, frozenset(stage.train), recomputed, prod(models.adapter), stage.bits is not None
-    )
+    packed = {"student"} if models.packed else set()
+    if models.kept is not None and models.kept.bits is not None:
+        packed.add("switch")
+    if models.kept is not None and models.kept.weights == "offloaded":
+        recomputed |= {"switch"}
+    how = prod(models.adapter), stage.bits is not None, models.low_rank and models.low_rank[1], frozenset(packed)
+    computed = Computation(stage.paths, frozenset(stage.train), recomputed, *how)
     both = models.student, models.teacher
     grouped, precision = stage.group_by is not None, precision_of(run.config.precision, machine.zero)
     logit_bytes = loss_memory.bytes_per_logit(stage.objective, precision.compute, models.vocabulary)

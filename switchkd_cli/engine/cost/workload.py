@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from switchkd_cli.engine.models.shape import ModelShape
 from switchkd_cli.engine.models.vision_language_model import VisionLanguageModel
+from switchkd_cli.recipe.schema import Teacher
 
 
 @dataclass(frozen=True)
@@ -35,6 +36,8 @@ class Computation:
 
     `recomputed`: whose layers are under activation checkpointing (V_S: vision, L_S: student, L_T: switch). `adapter`: weights of
     the matrices of the switch's adapter, without those of its biases. `rounded`: V_S and L_S compute with rounded weights.
+    `low_rank`: numbers that adapters on L_S, which learn instead of it, keep of a position; None: there are none. `packed`: L_S (student) or
+    L_T (switch) whose weights are kept in few bits.
     """
 
     paths: frozenset[str]
@@ -42,6 +45,8 @@ class Computation:
     recomputed: frozenset[str] = frozenset()
     adapter: int = 0
     rounded: bool = False
+    low_rank: int | None = None
+    packed: frozenset[str] = frozenset()
 
 
 def padded_share(batches: Counter[MicroBatch]) -> float:
@@ -87,6 +92,17 @@ class ModelPair:
     teacher_parameters: int = 0
     adapter: tuple[int, int, int] = (0, 0, 0)
     """Widths of the features that the switch's adapter reads and gives, and their number of levels."""
+    kept: Teacher | None = None
+    """How the teacher's weights are kept."""
+    low_rank: tuple[int, int] | None = None
+    """See `low_rank.adapter_sizes`; None: L_S has no adapters."""
+    packed: int | None = None
+    """The bits in which L_S's layers are kept; None: they are not packed."""
+
+    def with_adapters(self, sizes: tuple[int, int], packed: int | None) -> ModelPair:
+        """Return the pair where adapters learn in place of L_S."""
+        trainable = self.parameters.trainable | {"language": sizes[0]}
+        return replace(self, parameters=replace(self.parameters, trainable=trainable), low_rank=sizes, packed=packed)
 
     @property
     def adapter_parameters(self) -> int:

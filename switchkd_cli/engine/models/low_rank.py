@@ -41,10 +41,14 @@ def adapted(model: "VisionLanguageModel", spec: Lora) -> dict[str, nn.Linear]:
     return {name: of for name, of in linear.items() if name.rpartition(".")[2] in (spec.layers or kinds)}
 
 
-def count_adapters(model: "VisionLanguageModel", spec: Lora) -> int:
-    """Return how many parameters the adapters have; the model may be without weights."""
-    layers = adapted(model, spec).values()
-    return sum(spec.rank * (of.in_features + of.out_features) + spec.dora * of.out_features for of in layers)
+def adapter_sizes(model: "VisionLanguageModel", spec: Lora) -> tuple[int, int]:
+    """Return how many parameters the adapters have, and how many numbers DoRA's keep of a position for the backward pass.
+
+    The latter is an upper bound; LoRA's rank numbers are left out. The model may be without weights. Raises the UserError of `adapted`.
+    """
+    sizes = [(of.in_features, of.out_features) for of in adapted(model, spec).values()]
+    count = sum(spec.rank * (inputs + outputs) + spec.dora * outputs for inputs, outputs in sizes)
+    return count, 2 * spec.dora * sum(outputs for _, outputs in sizes)
 
 
 def add_adapters(model: "VisionLanguageModel", spec: Lora, seed: int) -> None:

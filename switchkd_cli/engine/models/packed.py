@@ -10,6 +10,8 @@ from torch.nn.functional import linear
 from switchkd_cli.engine.hub import forbid_kernels
 
 BLOCK = 64  # weights that share a scale, as in QLoRA (2305.14314)
+BYTES = {4: 1 / 2 + (1 + 4 / 256) / BLOCK, 8: 1 + 4 / BLOCK}
+"""Of a weight with its share of a scale: 4 bytes, or one and a share of 4."""
 
 
 class PackedLinear(nn.Linear):

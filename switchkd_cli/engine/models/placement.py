@@ -42,4 +42,4 @@ def shard(model: "VisionLanguageModel") -> None:
     A layer is whole only while it runs. The first stays whole: reading its attention ends a pass inside it.
     """
     for layer in model.language.layers[1:]:
-        fully_shard(layer)
+        fully_shard(layer, reshard_after_forward=True)  # by itself it would be so only after a backward pass
