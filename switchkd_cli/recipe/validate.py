@@ -32,18 +32,7 @@ ACROSS = ({"student", "teacher"}, {"student", "switch"})
 
 def check(data: Mapping[str, Any]) -> Iterator[Problem]:
     """Yield every problem of a recipe's plain data that needs more than one field to be seen."""
-    for checks in (
-        _models,
-        _teacher,
-        _data_sets,
-        _stages,
-        _switch,
-        _deepspeed,
-        _checkpoints,
-        _trackers,
-        check_evaluation,
-        _rows,
-    ):
+    for checks in (_models, _data_sets, _stages, _switch, _deepspeed, _checkpoints, _trackers, check_evaluation, _rows):
         yield from checks(data)
 
 
@@ -53,18 +42,13 @@ def _models(data: Mapping[str, Any]) -> Iterator[Problem]:
         yield from _unknown((model, "family"), "family", spec.get("family"), registry.FAMILIES)
         if isinstance(spec.get("language"), Mapping) and spec.get("tokenizer") is None:
             yield (model, "tokenizer"), "missing: a fresh language model needs a tokenizer"
-
-
-def _teacher(data: Mapping[str, Any]) -> Iterator[Problem]:
-    """Yield what doesn't fit how the teacher's weights are kept."""
-    teacher = mapping(data.get("teacher"))
-    bits, weights = teacher.get("bits"), teacher.get("weights", "whole")
-    if bits is not None and weights != "whole":
-        yield ("teacher", "weights"), f"a teacher of {bits} bits stays whole, got {weights!r}"
+    teacher, weights = mapping(data.get("teacher")), at(data, "teacher", "weights")
+    if teacher.get("bits") is not None and weights in ("offloaded", "sharded"):
+        yield ("teacher", "weights"), f"a teacher of {teacher['bits']} bits stays whole, got {weights!r}"
     for i, stage in mappings(data.get("stages")) if weights == "sharded" else ():
         if (states := stage.get("teacher_states", "batched")) != "batched":
-            problem = f"a sharded teacher computes the batches of all processes together, got {states!r}"
-            yield ("stages", i, "teacher_states"), problem
+            told = f"a sharded teacher computes the batches of all processes together, got {states!r}"
+            yield ("stages", i, "teacher_states"), told
 
 
 def _data_sets(data: Mapping[str, Any]) -> Iterator[Problem]:
@@ -97,16 +81,11 @@ def _stages(data: Mapping[str, Any]) -> Iterator[Problem]:
             yield (*path, "micro_batch"), f"must divide batch ({batch}), got {micro}"
         before = [earlier for number, earlier in stages if number < i]
         yield from _validation(stage, path, before, mapping(data.get("data")))
-        if isinstance(stage.get("lora"), Mapping) and "language" not in listed(stage.get("train")):
-            yield (
-                (*path, "lora"),
-                f"trains adapters of the language model: add language to train, got {stage.get('train')}",
-            )
-        if isinstance(stage.get("lora"), Mapping) and stage.get("bits") is not None:
-            yield (
-                (*path, "bits"),
-                f"rounds weights that learn, lora.bits those that don't: leave one out, got {stage['bits']}",
-            )
+        lora, trained = stage.get("lora"), listed(stage.get("train"))
+        if lora is not None and "language" not in trained:
+            yield (*path, "lora"), f"trains adapters of the language model: add language to train, got {trained}"
+        if lora is not None and stage.get("bits") is not None:
+            yield (*path, "bits"), f"rounds weights that learn, with lora none of them do: got {stage['bits']}"
         if isinstance(stage.get("schedule", "cosine"), str):
             yield from _registered("schedule", {"schedule": "cosine", **stage}, path, "schedule_parameters")
         yield from _objective(stage, path, has_teacher=data.get("teacher") is not None)

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from switchkd_cli.engine.build import check_pair
-from switchkd_cli.engine.models.packed import PackedLinear, pack
+from switchkd_cli.engine.models.packed import BYTES, PackedLinear, pack
 from switchkd_cli.engine.models.placement import offload
 from switchkd_cli.engine.paths import Paths
 from switchkd_cli.errors import MACHINE, UserError
@@ -21,8 +21,6 @@ from tests.support.small_recipe import write
 needs_bits = pytest.mark.skipif(
     importlib.util.find_spec("bitsandbytes") is None, reason="bitsandbytes is not installed"
 )
-BYTES = {4: 0.131, 8: 0.266}
-"""Of float32's: the bits, and of 64 weights a scale, which in 4 bits has 8 bits and a share of another."""
 
 
 def computed(teacher, folder, *, cast=False, recomputed=()):
@@ -73,8 +71,10 @@ def test_the_switch_s_gradient_goes_through_packed_layers_as_through_the_rounded
 def test_packed_layers_take_the_bytes_of_their_bits_and_leave_no_weights_for_the_backward_pass(bits, tmp_path):
     teachers = tiny.model(64, seed=2), packed_of_64(bits)
     layers = [[m for m in t.language.layers.modules() if isinstance(m, nn.Linear)] for t in teachers]
-    full, small = (sum(getattr(m, "nbytes", m.weight.nbytes) for m in of) for of in layers)
-    assert small / full == pytest.approx(BYTES[bits], abs=0.002)
+    full = sum(m.weight.nbytes for m in layers[0])
+    scales = [s.absmax.nbytes for m in layers[1] for s in (m.state, m.state.state2) if s is not None]
+    small = sum(m.packed.nbytes for m in layers[1]) + sum(scales)
+    assert small / full == pytest.approx(BYTES[bits] / 4, rel=0.005)
     student = tiny.model(seed=1)
     batch = tiny.batch(student, tmp_path)
     left = []
@@ -146,7 +146,7 @@ def test_what_does_not_go_together_is_said(tmp_path, monkeypatch):
         (teacher, teacher + "weights: sharded, "), by_row
     )
     both = ("    lr_scale:", "    lora: {bits: 4}\n    bits: 4\n    lr_scale:")
-    assert "rounds weights that learn, lora.bits those that don't: leave one out, got 4" in told(both)
+    assert "rounds weights that learn, with lora none of them do: got 4" in told(both)
     run = load(write(tmp_path, (teacher, teacher + "bits: 8, ")))
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None if name == "bitsandbytes" else object())
     with pytest.raises(UserError, match=r"the recipe needs it \(teacher.bits\)") as error:

@@ -183,9 +183,8 @@ def activations(
         how: dict[str, Any] = {"recomputed": "student" in recomputed, "rounded": computed.rounded}
         how |= {"low_rank": computed.low_rank, "packed": "student" in computed.packed}
         _add_language(total, student.language, batch, precision, trained, **how)
-        total.saved += (
-            (trained and computed.low_rank is None) * batch.positions * student.language.width * precision.compute
-        )  # the head's input
+        of_head = trained and computed.low_rank is None
+        total.saved += of_head * batch.positions * student.language.width * precision.compute  # its input
         if train & {"vision", "projector"}:
             _add_projector(total, student.projector, batch, precision, trained="projector" in train)
     if teacher is not None and "switch" in computed.paths:

@@ -2,7 +2,7 @@
 
 import copy
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -32,12 +32,10 @@ def adapted(model: "VisionLanguageModel", spec: Lora) -> dict[str, nn.Linear]:
     """
     linear = {name: of for name, of in model.language.layers.named_modules() if isinstance(of, nn.Linear)}
     kinds = {name.rpartition(".")[2] for name in linear}
-    if unknown := [name for name in spec.layers if name not in kinds]:
-        problems = [
-            f"lora.layers: not a linear layer of the student's language model, got {name!r}" for name in unknown
-        ]
-        hint = f"its linear layers are {', '.join(sorted(kinds))}"
-        raise UserError([p + did_you_mean(n, kinds) for p, n in zip(problems, unknown, strict=True)], hint)
+    where = "lora.layers: the student's language model has no such linear layers"
+    unknown = [f"{where}, got {name!r}{did_you_mean(name, kinds)}" for name in spec.layers if name not in kinds]
+    if unknown:
+        raise UserError(unknown, hint=f"it has {', '.join(sorted(kinds))}")
     return {name: of for name, of in linear.items() if name.rpartition(".")[2] in (spec.layers or kinds)}
 
 
@@ -73,42 +71,34 @@ def add_adapters(model: "VisionLanguageModel", spec: Lora, seed: int) -> None:
 
 def save_adapters(model: "VisionLanguageModel", folder: Path) -> None:
     """Write the adapters, if there are any, as a folder that peft loads for the model that they were added to."""
-    state = {name: of for name, of in model.model.state_dict().items() if MARK in name}
+    state = {name: of.contiguous() for name, of in model.model.state_dict().items() if MARK in name}
     if state:
         folder.mkdir()
-        names = {name: IN_PEFT + name.replace(f".{NAME}", "") for name in state}
-        save_file({names[name]: of.contiguous() for name, of in state.items()}, folder / "adapter_model.safetensors")
+        named = {IN_PEFT + name.replace(f".{NAME}", ""): of for name, of in state.items()}
+        save_file(named, folder / "adapter_model.safetensors")
         config = copy.copy(model.model.peft_config[NAME])
         config.inference_mode = True
         config.save_pretrained(folder)
 
 
+def merge(model: "VisionLanguageModel") -> dict[str, nn.Module]:
+    """Make the adapters part of L's weights, its layers plain ones; return the others that were there, by name."""
+    named = [(name, of) for name, of in model.language.named_modules() if not name.endswith(".base_layer")]
+    layers = {name: of for name, of in named if isinstance(of, PackedLinear) or hasattr(of, "lora_A")}
+    for name, layer in layers.items():
+        model.language.set_submodule(name, _plain(layer))
+    return layers
+
+
 @contextmanager
 def merged(model: "VisionLanguageModel") -> Iterator[None]:
-    """Inside the block, L's layers are plain ones: with the adapters in their weights, and unpacked."""
-    layers = _unlike_plain(model)
-    _replace(model, {name: _plain(layer) for name, layer in layers.items()})
+    """Inside the block, L is as `merge` leaves it."""
+    layers = merge(model)
     try:
         yield
     finally:
-        _replace(model, layers)
-
-
-def merge(model: "VisionLanguageModel") -> None:
-    """Make the adapters part of L's weights: its layers are plain ones from then on."""
-    _replace(model, {name: _plain(layer) for name, layer in _unlike_plain(model).items()})
-    vars(model.model).pop("peft_config", None)
-
-
-def _replace(model: "VisionLanguageModel", layers: Mapping[str, nn.Module]) -> None:
-    for name, layer in layers.items():
-        model.language.set_submodule(name, layer)
-
-
-def _unlike_plain(model: "VisionLanguageModel") -> dict[str, Any]:
-    """Return L's layers that have adapters, or are packed and have none."""
-    named = [(name, of) for name, of in model.language.named_modules() if not name.endswith(".base_layer")]
-    return {name: of for name, of in named if isinstance(of, PackedLinear) or hasattr(of, "lora_A")}
+        for name, layer in layers.items():
+            model.language.set_submodule(name, layer)
 
 
 def _plain(layer: Any) -> nn.Linear:

@@ -35,22 +35,17 @@ class PackedLinear(nn.Linear):
     @property
     def weight(self) -> Tensor:  # type: ignore[override]
         """The rounded weights [out, in] as a new tensor."""
-        functional = _functional()
-        unpack = functional.dequantize_4bit if self.bits == 4 else functional.dequantize_blockwise
+        unpack = _functional().dequantize_4bit if self.bits == 4 else _functional().dequantize_blockwise
         return unpack(self.packed, self.state)
-
-    @property
-    def nbytes(self) -> int:
-        """Bytes of the packed weights and their scales."""
-        state = [self.state, *filter(None, [self.state.state2])]
-        return self.packed.nbytes + sum(each.absmax.nbytes for each in state)
 
     def forward(self, inputs: Tensor) -> Tensor:
         return _Product.apply(inputs, self)
 
     def plain(self) -> nn.Linear:
         """Return the same layer with its rounded weights in full precision."""
-        return linear_of(self.weight, self.bias)
+        layer = nn.Linear(self.in_features, self.out_features, bias=False, device="meta")
+        layer.weight, layer.bias = nn.Parameter(self.weight), self.bias
+        return layer
 
     def _apply(self, change: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
         self.packed = change(self.packed)
@@ -73,18 +68,9 @@ class _Product(torch.autograd.Function):
 
 def pack(model: nn.Module, bits: int) -> None:
     """Replace the linear layers inside a model by packed ones."""
-    for parent in list(model.modules()):
-        for name, child in list(parent.named_children()):
-            if type(child) is nn.Linear:
-                setattr(parent, name, PackedLinear(child, bits))
-
-
-def linear_of(weight: Tensor, bias: nn.Parameter | None) -> nn.Linear:
-    """Return a linear layer of these weights [out, in]."""
-    layer = nn.utils.skip_init(nn.Linear, *reversed(weight.shape), bias=False, device=weight.device, dtype=weight.dtype)
-    layer.weight.data = weight
-    layer.bias = bias
-    return layer
+    for name, layer in list(model.named_modules()):
+        if type(layer) is nn.Linear:
+            model.set_submodule(name, PackedLinear(layer, bits))
 
 
 def _functional() -> Any:
