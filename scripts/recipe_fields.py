@@ -79,7 +79,8 @@ def table(model: str, path: str, form: dict[str, Any], found: dict[tuple[str, st
     """Yield the lines of a model's table: its fields below a dotted path."""
     yield from ("| field | type | default | meaning |", "|---|---|---|---|")
     for name, field in form["properties"].items():
-        text = re.sub(r"docs/(\w+\.md)", r"[\1](\1)", found[model, name])
+        text = found.get((model, name)) or found[model, f"{name}_"]  # `from` can't be a name in Python
+        text = re.sub(r"docs/(\w+\.md)", r"[\1](\1)", text)
         if "default" not in field:
             default = "none" if "(none: " in text else "**required**"  # a term without a name has that of its loss
         elif field["default"] in (None, "", [], {}):

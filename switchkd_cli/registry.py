@@ -33,12 +33,12 @@ TRACKERS: dict[str, dict[str, Any]] = REGISTRIES["tracker"]
 # the path that is its term's `of`, `teacher_tokens` from its `to`), or one of EXTRAS.
 OF_POSITIONS = ("logits", "hidden")
 OF_IMAGES = ("features", "tokens", "attention", "focus")
-EXTRAS = ("targets", "rows", "progress", "teacher_targets", "teacher_spans", "student_spans", "first_pieces")
+EXTRAS = ("targets", "rows", "progress", "state", "teacher_targets", "teacher_spans", "student_spans", "first_pieces")
 # A loss that compares the logits above a knee names the side of each knee in a decorator, and takes these parameters.
 KNEES = "at_knees_of"
 BOUNDS = ("window", "min_k", "max_k")
 
-Kind = Literal["loss", "family", "engine", "export", "source", "schedule"]
+Kind = Literal["loss", "focus", "family", "engine", "export", "source", "schedule"]
 # What a schedule is given by the training; its other arguments are parameters in a recipe.
 OF_TRAINING = ("optimizer", "num_warmup_steps", "num_training_steps", "last_epoch")
 
@@ -68,6 +68,11 @@ class Signature:
         """(side, kind) of each positional argument that comes from a model, such as ("student", "logits")."""
         pairs = (name.partition("_") for name in self.positional if name not in EXTRAS)
         return tuple((side, kind) for side, _, kind in pairs)
+
+    @property
+    def sides(self) -> tuple[str, ...]:
+        """The sides of `reads`; of a score they are names of paths."""
+        return tuple(dict.fromkeys(side for side, _ in self.reads))
 
     @property
     def of_images(self) -> bool:

@@ -9,6 +9,8 @@ from typing import Annotated, Any, Literal, Self, get_args
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Discriminator, Field, Tag, model_validator
 from pydantic_core import PydanticCustomError
 
+from switchkd_cli import registry
+
 NAME = r"^[A-Za-z][A-Za-z0-9_-]*$"  # no dots: names are steps of dotted paths and names of folders
 
 Name = Annotated[str, Field(pattern=NAME)]
@@ -183,6 +185,72 @@ def _recomputed(value: Any) -> Any:
     return value
 
 
+class Focus(Strict):
+    """Weights of a term's positions by a score of each. They sum to the number of positions, as without a focus."""
+
+    by: str
+    """The score, a name in registry.yaml: `switch_gap`, `teacher_entropy`, `visual_dependence`, `teacher_right` ..."""
+    share: Annotated[float, Field(strict=True, gt=0, le=1)] | None = None
+    """The share of the positions that the score puts first (none: each weight is proportional to the score)."""
+    mass: Annotated[float, Field(strict=True, gt=0, le=1)] = 0.5
+    """The share of the term's weight that these positions get; the others get the rest."""
+    of: Literal["positions", "examples"] = "positions"
+    """What is ranked: the positions of each example, or the examples of each micro-batch by their mean score."""
+    parameters: dict[str, Any] = {}
+    """The score's own parameters."""
+
+
+class Ramp(Strict):
+    """A weight that moves from one value to another in equal steps, and stays there."""
+
+    model_config = ConfigDict(serialize_by_alias=True)
+
+    from_: Annotated[NotNegative, Field(alias="from")]
+    """The weight in the stage's first step."""
+    to: NotNegative
+    """The weight at the end of the ramp."""
+    over: Annotated[float, Field(strict=True, gt=0, le=1)] = 1.0
+    """The share of the stage's steps that the ramp takes."""
+
+    @model_validator(mode="after")
+    def _moves(self) -> Self:
+        if self.from_ == self.to:
+            raise PydanticCustomError("ramp", "goes from a weight to another one: give the number alone")
+        return self
+
+    def at(self, progress: float) -> float:
+        """Return the weight after a share of the stage's steps."""
+        moved = min(1.0, progress / self.over)
+        return (1 - moved) * self.from_ + moved * self.to
+
+    def __float__(self) -> float:
+        return self.from_
+
+    def __str__(self) -> str:
+        return f"({self.from_:g} to {self.to:g} over {self.over:.0%})"
+
+
+class Learned(Strict):
+    """A weight w that is trained with the student: w · loss - log(w) is minimised (Kendall et al., 1705.07115)."""
+
+    learned: Positive
+    """The weight in the stage's first step."""
+    lr: Positive | None = None
+    """The learning rate of log(w), which follows the stage's schedule (none: the stage's)."""
+
+    def __float__(self) -> float:
+        return self.learned
+
+    def __str__(self) -> str:
+        return f"(learned from {self.learned:g})"
+
+
+def _weight_form(value: Any) -> str:
+    if isinstance(value, Learned) or (isinstance(value, dict) and "learned" in value):
+        return TAG + "learned"
+    return TAG + ("ramp" if isinstance(value, dict | Ramp) else "constant")
+
+
 class Term(Strict):
     """One summand of a stage's objective: weight · loss(to, of) on the chosen positions."""
 
@@ -199,8 +267,15 @@ class Term(Strict):
     alignment: Annotated[Literal["positions", "bytes"], _left_out("positions")] = "positions"
     """What student and teacher are compared at: equal positions, or equal bytes of the answers' text, where each reads it
     as its own tokens; docs/methods.md."""
-    weight: NotNegative = 1.0
-    """The factor of the term in the sum."""
+    weight: Annotated[
+        Annotated[NotNegative, Tag(TAG + "constant")]
+        | Annotated[Ramp, Tag(TAG + "ramp")]
+        | Annotated[Learned, Tag(TAG + "learned")],
+        Discriminator(_weight_form),
+    ] = 1.0
+    """The factor of the term in the sum: a number, `{from: 0, to: 1, over: 0.3}`, or `{learned: 1}`; docs/methods.md."""
+    focus: Annotated[Focus | None, _left_out(None)] = None
+    """Which positions have a larger part in the term, such as `{by: switch_gap, share: 0.2}` (none: all are equal)."""
     parameters: dict[str, Any] = {}
     """The loss's own parameters, such as `temperature`; docs/methods.md has the losses."""
 
@@ -212,7 +287,12 @@ class Term(Strict):
     @property
     def paths(self) -> frozenset[str]:
         """The paths whose outputs this term reads."""
-        return frozenset({self.of, self.to} - {"labels"})
+        return frozenset({self.of, self.to, *(self.score.sides if self.score else ())} - {"labels"})
+
+    @property
+    def score(self) -> registry.Signature | None:
+        """The signature of the score that the term's positions are weighted by, if they are not all equal."""
+        return registry.signature("focus", self.focus.by) if self.focus and self.focus.share != 1 else None
 
 
 class Validation(Strict):

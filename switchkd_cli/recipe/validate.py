@@ -159,6 +159,7 @@ def _objective(stage: Mapping[str, Any], path: Location, *, has_teacher: bool) -
     for place, term in terms:
         yield from _loss(term, place)
         yield from _sides(term, place, train, has_teacher=has_teacher)
+        yield from _focus(term, (*place, "focus"), has_teacher=has_teacher)
         reached |= _reach(term) if term.get("weight") != 0 else set()
     silent = " (terms of weight 0 aside)" * any(term.get("weight") == 0 for _, term in terms)
     for part in train:
@@ -196,6 +197,24 @@ def _loss(term: Mapping[str, Any], path: Location) -> Iterator[Problem]:
         yield (*path, "on"), f"bytes are compared in answers, got {term['on']!r} (did you mean 'answer'?)"
     if signature.of_images and term.get("on", "answer") != "answer":
         yield (*path, "on"), f"{loss} compares whole images, no positions: leave it out, got {term['on']!r}"
+
+
+def _focus(term: Mapping[str, Any], path: Location, *, has_teacher: bool) -> Iterator[Problem]:
+    """Yield what is wrong with the focus of a term: its score, and what its loss and its score read."""
+    focus, loss = mapping(term.get("focus")), _signature("loss", term)
+    score = {"focus": focus.get("by"), **focus}
+    yield from _registered("focus", score, path, field="by")
+    if loss is not None and focus:
+        others = [kind for _, kind in loss.reads if kind != "logits"]
+        if others or term.get("alignment") == "bytes":
+            what = "bytes" if not others else " and ".join(dict.fromkeys(others))
+            yield path, f"weights positions of logits, and {term['loss']} compares {what}, got {focus.get('by')!r}"
+    signature = _signature("focus", score)
+    if signature is not None and not has_teacher and set(signature.sides) - {"student"}:
+        yield (*path, "by"), f"the recipe has no teacher, got {focus['by']!r}"
+    mass, share = focus.get("mass", 0.5), focus.get("share")
+    if isinstance(mass, float) and isinstance(share, float) and mass < share < 1:
+        yield (*path, "mass"), f"these positions would get less than without a focus: {share} or more, got {mass}"
 
 
 def _sides(term: Mapping[str, Any], path: Location, train: list[str], *, has_teacher: bool) -> Iterator[Problem]:
@@ -326,11 +345,11 @@ def _signature(kind: registry.Kind, spec: Mapping[str, Any]) -> registry.Signatu
 
 
 def _registered(
-    kind: registry.Kind, spec: Mapping[str, Any], path: Location, parameters: str = "parameters"
+    kind: registry.Kind, spec: Mapping[str, Any], path: Location, parameters: str = "parameters", field: str = ""
 ) -> Iterator[Problem]:
     """Yield an unknown loss, source or schedule, or what is wrong with its `parameters`, by its signature's keywords."""
     name, values = spec.get(kind), mapping(spec.get(parameters))
-    yield from _unknown((*path, kind), kind, name, registry.REGISTRIES[kind])
+    yield from _unknown((*path, field or kind), kind, name, registry.REGISTRIES[kind])
     signature = _signature(kind, spec)
     keywords = signature.keywords if signature else {}
     for key, value in values.items() if signature else ():

@@ -93,6 +93,9 @@ def test_peft_loads_the_adapters_that_are_kept_and_stock_classes_the_merged_mode
     stock = AutoModelForImageTextToText.from_pretrained(tmp_path / "saved", dtype="float32")
     merge(model)
     assert all(torch.equal(stock.state_dict()[n], p) for n, p in model.model.state_dict().items())
+    add_adapters(model, Lora(rank=3), seed=0)  # of a later stage
+    model.save(tmp_path / "later")
+    assert json.loads((tmp_path / "later" / FOLDER / "adapter_config.json").read_text())["r"] == 3
 
 
 @needs_peft

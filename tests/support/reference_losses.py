@@ -1,5 +1,7 @@
 """The losses as explicit formulas in float64: all pairs, one row at a time. Nothing of the package is used."""
 
+import math
+
 import torch
 
 
@@ -139,6 +141,35 @@ def taid(teacher, student, progress, *, temperature=1.0, start=0.4, end=1.0):
     t = start * (1 - progress) + end * progress
     between = teacher * t + student.detach() * (1 - t)
     return forward_kl(between, student, temperature=temperature)
+
+
+def taid_steps(losses, *, start=0.4, end=1.0, alpha=5e-4, beta=0.99):
+    """The t of each step of a stage with these losses: Algorithm 1 of 2501.16937, its formulas one by one."""
+    t, momentum, found = start, 0.0, [start]
+    for n in range(1, len(losses)):
+        line = start + (end - start) * n / len(losses)
+        if n > 1:
+            change = (losses[n - 2] - losses[n - 1]) / (losses[n - 2] + 1e-15)
+            momentum = beta * momentum + (1 - beta) * change
+            t = t + alpha / (1 + math.exp(-momentum)) * (1 - t)
+        t = min(end, max(line, t))
+        found.append(t)
+    return found
+
+
+def focus_weights(scores, share, mass=0.5):
+    """Of the scores of one example, a list: each position's weight, by what is said of them."""
+    n = len(scores)
+    if share is None:
+        gates = [max(score, 0.0) for score in scores]
+        return [n * gate / sum(gates) if sum(gates) else 0.0 for gate in gates]
+    ordered = sorted(range(n), key=lambda i: -round(scores[i], 6))
+    k = math.ceil(share * n - 1e-9)
+    high = max(1.0, mass * n / k)
+    even = [high] * k + [(n - k * high) / (n - k)] * (n - k) if n > k else [1.0] * n
+    place = {position: place for place, position in enumerate(ordered)}
+    equal = [[j for j in range(n) if round(scores[j], 6) == round(scores[i], 6)] for i in range(n)]
+    return [sum(even[place[j]] for j in equals) / len(equals) for equals in equal]
 
 
 def sinkhorn(teacher, student, *, temperature=2.0, smoothing=0.1, iterations=20):

@@ -5,12 +5,15 @@ skewed, forward and reverse (DistiLLM, 2402.03898). The target's probability and
 From a target that moves from the student to the teacher during a stage (TAID, 2501.16937).
 """
 
+import math
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from switchkd_cli.engine.losses.ops.state import ema, updated_by
 from switchkd_cli.engine.losses.ops.vocabulary import FLOOR, kl, log_probabilities, mix, without_padding
 
 
@@ -132,12 +135,63 @@ def taid(
 
     p_t = softmax((1 - t) z_S + t z_T) with z_S detached, logits divided by the temperature; t grows linearly from
     ``start`` to ``end`` with ``progress``, the share of the stage's steps that were taken (0 to 1). This line is the
-    source's lower bound of t. The source's adaptive step, which follows the loss from step to step, is left out: a term
-    keeps no state. Raises ValueError unless 0 <= start <= end <= 1.
+    source's lower bound of t: `taid_adaptive` has the source's step. Raises ValueError unless 0 <= start <= end <= 1.
     """
+    return _to_between(teacher_logits, student_logits, _taid_line(progress, start, end), temperature)
+
+
+def _taid_line(progress: float, start: float, end: float) -> float:
     if not 0 <= start <= end <= 1:
         raise ValueError(f"start and end must be 0 <= start <= end <= 1, got {start} and {end}")
+    return start + (end - start) * progress
+
+
+def _to_between(teacher_logits: Tensor, student_logits: Tensor, t: float, temperature: float) -> Tensor:
     teacher, student = without_padding(teacher_logits, student_logits)
-    t = start + (end - start) * progress
     between = t * teacher + (1 - t) * student.detach()
     return kl((between / temperature).log_softmax(-1), (student / temperature).log_softmax(-1))
+
+
+def _taid_step(
+    state: Mapping[str, float],
+    sums: Mapping[str, Tensor],
+    loss: float,
+    progress: float,
+    *,
+    start: float,
+    end: float,
+    alpha: float,
+    beta: float,
+    temperature: float,
+) -> dict[str, float]:
+    """Return t, the loss and its momentum after a step of `taid_adaptive`; the first one only notes its loss."""
+    t = max(state.get("t", start), _taid_line(progress, start, end))
+    if "loss" not in state:
+        return {"t": t, "loss": loss, "momentum": 0.0}
+    change = (state["loss"] - loss) / (state["loss"] + 1e-15)
+    momentum = ema(state["momentum"], change, beta)
+    sigmoid = (1 + math.tanh(momentum / 2)) / 2
+    return {"t": min(end, t + alpha * sigmoid * (1 - t)), "loss": loss, "momentum": momentum}
+
+
+@updated_by(_taid_step)
+def taid_adaptive(
+    teacher_logits: Tensor,
+    student_logits: Tensor,
+    progress: float,
+    state: Mapping[str, float],
+    *,
+    temperature: float = 1.0,
+    start: float = 0.4,
+    end: float = 1.0,
+    alpha: float = 5e-4,
+    beta: float = 0.99,
+) -> Tensor:
+    """Return `taid` for each row of logits [N, V], in nats, [N], where t follows the loss J from step to step.
+
+    t_n = min(end, max(line, t_{n-1} + alpha sigmoid(m_n) (1 - t_{n-1}))), where the line is that of `taid`, and
+    m_n = beta m_{n-1} + (1 - beta) (J_{n-2} - J_{n-1}) / J_{n-2}: t moves on faster while the loss falls (2501.16937,
+    Algorithm 1, with its parameters).
+    """
+    t = max(state.get("t", start), _taid_line(progress, start, end))
+    return _to_between(teacher_logits, student_logits, t, temperature)

@@ -33,7 +33,7 @@ class ChunkedObjective:
     """An objective for paths that stop in front of their heads.
 
     Each chunk goes through the heads and the losses and back at once, and leaves its gradient on the hidden states and
-    on the heads' weights. Losses that compare an example's positions with one another get whole examples.
+    on the heads' weights. Losses and scores that compare an example's positions with one another get whole examples.
 
     `dense`: the same objective from all logits at once, which the chunks must equal; for outputs with logits, of paths
     whose head weights only their own forward pass can use. `also`: paths whose logits `on_logits` gets in any case.
@@ -43,6 +43,7 @@ class ChunkedObjective:
         self.terms, self.tokens, self.dense = objective.terms, objective.tokens, dense
         reads = {name: {kind for _, kind in signature.reads} for name, signature in objective.signatures.items()}
         of_logits = [term for term in self.terms if dense or "logits" in reads[term.name]]
+        self.compared = {path for term in of_logits for path in (term.of, term.to)}
         self.on_logits = Objective(of_logits, self.tokens)
         self.on_others = Objective([term for term in self.terms if term not in of_logits], self.tokens)
         self.paths = tuple(sorted((self.on_logits.outputs | set(also)) & set(PATHS)))
@@ -65,15 +66,17 @@ class ChunkedObjective:
                 parts[name] = parts.get(name, 0.0) + value.detach()
             if on_logits is not None:
                 on_logits({path: cast(Tensor, outputs[path]) for path in self.paths}, inputs.batch, mask)
-            return self.on_logits.total(of_chunk)
+            return self.on_logits.total(of_chunk, inputs.weights)
 
         if self.dense:
             return loss_of_chunk(inputs.outputs, inputs.keep), parts
-        total = self.on_others.total(with_graph)
+        total = self.on_others.total(with_graph, inputs.weights)
         if self.paths:
             heads = inputs.heads
             assert heads is not None, "outputs without logits need the paths' heads"
             hidden = [cast(Tensor, inputs.outputs[output_name(path, "hidden")]) for path in self.paths]
+            # what only a score or `also` names learns nothing
+            hidden = [of if path in self.compared else of.detach() for path, of in zip(self.paths, hidden, strict=True)]
             # autograd doesn't tell a function that gradients are switched off
             weights = [
                 of if torch.is_grad_enabled() else of.detach() for of in (heads.weights[path] for path in self.paths)
@@ -85,7 +88,7 @@ class ChunkedObjective:
     def weighted_terms(self, inputs: LossInputs) -> Iterator[tuple[str, Tensor]]:
         """Yield the terms with a weight, one after another: name and weighted part, with its graph."""
         for term in self.terms:
-            if term.weight:
+            if inputs.weights.get(term.name, float(term.weight)):
                 yield term.name, ChunkedObjective(Objective([term], self.tokens), dense=self.dense)(inputs)[0]
 
     @torch.no_grad()
@@ -93,7 +96,8 @@ class ChunkedObjective:
         """Return, for each of the terms named, the ids of the batch's examples with a non-finite value."""
         ids: dict[str, set[str]] = {name: set() for name in terms}
 
-        def note(name: str, values: Tensor, rows: Tensor) -> None:
+        def note(name: str, values: Tensor, rows: Tensor, weights: Tensor | None) -> None:
+            values = values if weights is None else weights * values
             ids[name] |= {inputs.batch.ids[row] for row in rows[~values.isfinite()].unique().tolist()}
 
         named = Objective([term for term in self.terms if term.name in ids], self.tokens)
@@ -101,18 +105,22 @@ class ChunkedObjective:
         return ids
 
     def _chunks(self, batch: Batch, keep: Tensor, columns: int) -> list[Chunk]:
-        """Return the chunks of `keep`: of whole examples where models read unlike texts, or a loss is across positions."""
+        """Return the chunks of `keep`: of whole examples where models read unlike texts, or positions are compared.
+
+        Where a focus ranks examples, one chunk has all of them.
+        """
         size, sides = positions(columns, keep.device.type), keep.split([of.turn.shape[1] for of in batch.readings], 1)
         most = max(int(sides[0 if path == "student" else -1].sum()) for path in self.paths)
         across = any("rows" in signature.positional for signature in self.on_logits.signatures.values())
-        whole = batch.spans is not None or across
+        whole = batch.spans is not None or across or bool(self.on_logits.scored)
         unit = torch.arange(len(keep), device=keep.device)[:, None]  # the number of the example
         lengths = torch.stack([side.sum(1) for side in sides]).amax(0).tolist()
         if not whole:  # or of the position among those of `keep`
             unit = torch.cat([side.flatten().cumsum(0).view_as(side) - 1 for side in sides], 1)
             # of equal size: a short chunk at the end would read a whole head for a few positions
             lengths, size = [1] * most, math.ceil(most / max(1, math.ceil(most / size)))
-        parts = _group_neighbours(lengths, size) if most > size else ()
+        together = any(term.focus is not None and term.focus.of == "examples" for term in self.terms)
+        parts = _group_neighbours(lengths, size) if most > size and not together else ()
         masks = [keep & (part.start <= unit) & (unit < part.stop) for part in parts] or [keep]
         counts = ([int(batch.read_by(path, mask)[1].sum()) for mask in masks] for path in self.paths)
         slices = [[slice(*ends) for ends in pairwise([0, *accumulate(of_path)])] for of_path in counts]

@@ -44,11 +44,20 @@ class Diagnostics:
     - `k/<term>/<path>/mean|p5|p95`: effective k
     - `k/<term>/<path>/raised|cut`: share of positions whose knee lies below `min_k`, beyond `max_k`
     - `mass/<term>/<path>`: probability of the path's top k
+
+    Of each term with a focus: `focus/<term>/even`, its mean with even weights, to compare `loss/<term>` with, and
+    `focus/<term>/zero`, the share of its positions with weight 0.
     """
 
     def __init__(self, terms: Sequence[Term]) -> None:
         self.knees = knee_specs(terms)
         self._values: dict[str, list[Tensor]] = {}  # by figure, its value at each position
+
+    def add_values(self, term: str, values: Tensor, rows: Tensor, weights: Tensor | None) -> None:
+        """Take in a term's values at N positions, and the weights that a focus gives them, [N]."""
+        if weights is not None:
+            self._values.setdefault(f"focus/{term}/even", []).append(values)
+            self._values.setdefault(f"focus/{term}/zero", []).append((weights == 0).float())
 
     @torch.no_grad()
     def add(self, logits: Mapping[str, Tensor], batch: Batch, keep: Tensor) -> None:

@@ -9,7 +9,9 @@ from torch import Tensor
 from switchkd_cli import registry
 from switchkd_cli.engine.batch import Batch, PerImage, loss_per_image, row_selector
 from switchkd_cli.engine.lm_head import Heads
+from switchkd_cli.engine.losses.focus import weights
 from switchkd_cli.engine.losses.ops.positions import single_tokens, span_rows
+from switchkd_cli.engine.losses.ops.state import State
 from switchkd_cli.engine.paths import output_name
 from switchkd_cli.engine.token_map import TokenMap
 from switchkd_cli.recipe.schema import Term
@@ -19,8 +21,9 @@ IMAGES, SPANS, PAIRS = "images", "spans", "pairs"
 OnLogits = Callable[[Mapping[str, Tensor], Batch, Tensor], None]
 """Called with logits [n, V] by path, the batch, and a mask of the n positions that they are of (`Batch.read_by`)."""
 
-OnValues = Callable[[str, Tensor, Tensor], None]
-"""Called with a term's name, its value at each of n positions or images, [n], and the row of the batch of each, [n]."""
+OnValues = Callable[[str, Tensor, Tensor, Tensor | None], None]
+"""Called with a term's name, its value at each of n positions or images, [n], the row of the batch of each, [n], and the
+weight that a focus gives it, [n]."""
 
 
 class Normalizers(NamedTuple):
@@ -43,6 +46,10 @@ class LossInputs(NamedTuple):
     keep: Tensor
     """[B, T] bool: the N positions of the logits and hidden states [N, ...]; see `Batch.read_by`."""
     normalizers: Normalizers
+    weights: Mapping[str, float] = {}
+    """The terms' weights in this step, where they vary from step to step."""
+    states: Mapping[str, State] = {}
+    """The states of losses that keep one, by term."""
 
 
 class Objective:
@@ -61,11 +68,16 @@ class Objective:
         self._losses = {t.name: registry.resolve("loss", t.loss) for t in terms}
         self.signatures = {t.name: registry.signature("loss", t.loss) for t in terms}
         self.outputs = frozenset(  # a loss's student is its term's `of`, its teacher the term's `to`
-            output_name(t.of if side == "student" else t.to, kind)
-            for t in terms
-            for side, kind in self.signatures[t.name].reads
+            output_name(self._sides(t)[side], kind) for t in terms for side, kind in self.signatures[t.name].reads
         )
+        self.scored = {t.name: t.score for t in terms if t.score is not None}
+        self.outputs |= {output_name(*read) for score in self.scored.values() for read in score.reads}
         self.on = tuple(dict.fromkeys(t.on for t in terms if not self.signatures[t.name].of_images))
+
+    @staticmethod
+    def _sides(term: Term) -> dict[str, str]:
+        """Return the path that each side of a term's loss is."""
+        return {"teacher": term.of if term.to == "labels" else term.to, "student": term.of}
 
     def counted(self, term: Term) -> str:
         """Return what a term is a mean over, as the normalizers name it: a kind of positions, images, spans or pairs."""
@@ -129,19 +141,37 @@ class Objective:
         parts = {}
         for term in self.terms:
             values, rows = self._values(term, inputs)
+            weights = self._weights(term, inputs) if term.name in self.scored else None
             if on_values is not None:
-                on_values(term.name, values, rows)
+                on_values(term.name, values.detach(), rows, weights)
+            values = values if weights is None else weights * values
             parts[term.name] = values.sum() / inputs.normalizers.counts[self.counted(term)].clamp(min=1)
         return parts
 
     def _values(self, term: Term, inputs: LossInputs) -> tuple[Tensor, Tensor]:
         """Return a term at each position, image or span, [N], and the row of the batch that each belongs to, [N]."""
-        outputs, _, batch, keep, normalizers = inputs
         signature, loss = self.signatures[term.name], self._losses[term.name]
+        given = self._given(term, inputs, signature, self._sides(term))
+        given |= {"targets": given["student_targets"], "state": inputs.states.get(term.name, State())}
+        if self.tokens is not None and self.counted(term) == PAIRS:  # a token's number is its column's
+            given["targets"] = self.tokens.places[int(term.of != "student")].to(inputs.keep.device)[given["targets"]]
+        if "first_pieces" in signature.positional and self.tokens is not None:
+            given["first_pieces"] = self.tokens.first_pieces.to(inputs.keep.device)
+        positional = (given[name] for name in signature.positional)
+        if signature.of_images:
+            return loss_per_image(loss, *positional, **term.parameters), inputs.batch.image_rows
+        values = loss(*positional, **term.parameters)
+        return values, span_rows(given["student_spans"]) if signature.of_spans else given["rows"]
+
+    def _given(
+        self, term: Term, inputs: LossInputs, signature: registry.Signature, sides: Mapping[str, str]
+    ) -> dict[str, Any]:
+        """Return what the arguments of a loss or a score may name, of each side's path at the term's positions."""
+        outputs, _, batch, keep, normalizers = inputs[:5]
         tokens = self.tokens if self.counted(term) == PAIRS else None
         pairs = self._pairs(batch, keep) if tokens is not None else {}
         given: dict[str, Any] = {"progress": normalizers.progress}
-        for side, path in (("teacher", term.of if term.to == "labels" else term.to), ("student", term.of)):
+        for side, path in sides.items():
             read, mask = batch.read_by(path, keep)
             # mostly all of [N, V] itself, not a copy of it for each term
             select = row_selector(pairs[path] if pairs else read.predicting(term.on)[mask])
@@ -155,17 +185,19 @@ class Objective:
                 if kind == "logits" and tokens is not None:
                     output = output[:, tokens.shared[int(path != "student")].to(output.device)]
                 given[f"{side}_{kind}"] = output
-        given["targets"] = given["student_targets"]
-        if tokens is not None:  # a token's number is its column's
-            given["targets"] = tokens.places[int(term.of != "student")].to(keep.device)[given["targets"]]
-        if "first_pieces" in signature.positional and self.tokens is not None:
-            given["first_pieces"] = self.tokens.first_pieces.to(keep.device)
-        positional = (given[name] for name in signature.positional)
-        if signature.of_images:
-            return loss_per_image(loss, *positional, **term.parameters), batch.image_rows
-        values = loss(*positional, **term.parameters)
-        return values, span_rows(given["student_spans"]) if signature.of_spans else given["rows"]
+        return given
 
-    def total(self, parts: Mapping[str, Tensor]) -> Tensor:
-        """Return the weighted sum of the terms, which is minimised."""
-        return sum((term.weight * parts[term.name] for term in self.terms), torch.zeros(()))
+    @torch.no_grad()
+    def _weights(self, term: Term, inputs: LossInputs) -> Tensor:
+        """Return the weights of a term's positions, [N], by the score that its focus names."""
+        focus, score = term.focus, self.scored[term.name]
+        assert focus is not None
+        given = self._given(term, inputs, score, {path: path for path in (*score.sides, term.of)})
+        given["targets"] = given[f"{term.of}_targets"]
+        scores = registry.resolve("focus", focus.by)(*(given[name] for name in score.positional), **focus.parameters)
+        return weights(scores, given["rows"], share=focus.share, mass=focus.mass, of_examples=focus.of == "examples")
+
+    def total(self, parts: Mapping[str, Tensor], weights: Mapping[str, float] = {}) -> Tensor:
+        """Return the weighted sum of the terms, which is minimised; `weights` are those that vary."""
+        each = ((weights.get(term.name, float(term.weight)), parts[term.name]) for term in self.terms)
+        return sum((weight * part for weight, part in each), torch.zeros(()))

@@ -20,6 +20,7 @@ from switchkd_cli.engine.training.diagnostics import Diagnostics, average, gradi
 from switchkd_cli.engine.training.objective import LossInputs, Objective
 from switchkd_cli.engine.training.optimizer import TorchReplica, make_schedule
 from switchkd_cli.engine.training.processes import ALONE, Processes
+from switchkd_cli.engine.training.term_state import TermStates
 from switchkd_cli.recipe.schema import DeepSpeed, Stage
 
 NO_DEEPSPEED = DeepSpeed()
@@ -59,6 +60,7 @@ class Trainer:
         self.precision, self.processes, self.deepspeed, self.launcher = precision, processes, deepspeed, launcher
         self.micro_batch = micro_batch_size(stage, processes.count)
         self.objective = Objective(stage.objective, paths.tokens)
+        self.states = TermStates(stage)
         if stage.lora is not None:
             add_adapters(paths.student, stage.lora, seed)
         paths.requires_grad_(False)
@@ -108,11 +110,12 @@ class Trainer:
         dense one; raises UserError (code CRASH) where they differ.
         """
         group = [batch.to(self.replica.device) for batch in group]
-        progress = self.schedule.last_epoch / self.steps
+        progress = self.progress
         normalizers = self.objective.normalizers(group, progress, self.processes.sum)
         weighted = [term for term in self.stage.objective if term.weight]
         self.compared = {term.name for term in weighted if normalizers.counts[self.objective.counted(term)]}
-        rates = self._learning_rates()
+        factor = self.schedule.lr_lambdas[0](self.schedule.last_epoch)
+        rates, weights, states = self._learning_rates(), self.states.weights(progress), self.states.adding()
         losses: dict[str, float] = {}
         diagnostics: dict[str, float] = {}
         non_finite: list[NonFinite] = []
@@ -121,11 +124,13 @@ class Trainer:
             with self.replica.micro_batch(last=last):
                 keep = self.objective.keep(batch)
                 outputs = self.replica(batch, self.loss.outputs, keep)
-                inputs = LossInputs(outputs, self.replica.heads, batch, keep, normalizers)
+                kept = self.states.of_losses
+                inputs = LossInputs(outputs, self.replica.heads, batch, keep, normalizers, weights, kept)
                 if checked and batch is group[0] and inputs.heads is not None:
                     diagnostics = compare_with_dense(self.objective, inputs)
                 of_logits = Diagnostics(self.stage.objective) if diagnosed and last else None
-                loss, parts = self.loss(inputs, of_logits.add if of_logits else None)
+                looks = (of_logits.add, of_logits.add_values) if of_logits else ()
+                loss, parts = self.loss(inputs._replace(states=states), *looks)
                 values = {name: part.item() for name, part in parts.items()}
                 non_finite += (broken := self._non_finite(values, inputs))
                 for name, value in values.items():
@@ -135,8 +140,9 @@ class Trainer:
                 # processes' gradients are averaged; the normalizers have divided by all of them already
                 loss = loss * self.processes.count
                 self.replica.backward(loss * math.nan if broken else loss)  # no step is taken on NaN
-        of_processes = self.processes.gather((losses, non_finite, diagnostics, int(keep.sum())))
-        of_losses, of_broken, of_diagnostics, positions = zip(*of_processes, strict=True)
+        sums = {name: state.sums for name, state in states.items()}
+        of_processes = self.processes.gather((losses, non_finite, diagnostics, int(keep.sum()), sums))
+        of_losses, of_broken, of_diagnostics, positions, of_sums = zip(*of_processes, strict=True)
         non_finite = [figure for each in of_broken for figure in each]
         norm = self.replica.step()
         if not (non_finite or math.isfinite(norm)):
@@ -147,9 +153,17 @@ class Trainer:
             self.schedule.step()
         # the normalizers have divided every process's part by the positions of all
         figures = {**rates, **{name: sum(each[name] for each in of_losses) for name in losses}, "grad_norm": norm}
-        figures["loss"] = sum(term.weight * figures[f"loss/{term.name}"] for term in self.stage.objective)
-        figures |= self.objective.aligned(normalizers)
+        values = {term.name: figures[f"loss/{term.name}"] for term in self.stage.objective}
+        figures["loss"] = self.states.total(values, weights)
+        figures |= self.objective.aligned(normalizers) | {f"weight/{name}": of for name, of in weights.items()}
+        if not non_finite:
+            self.states.update(values, self.compared, of_sums, progress, factor)
         return figures | ({} if non_finite else average(of_diagnostics, positions)), non_finite
+
+    @property
+    def progress(self) -> float:
+        """The share of the stage's steps that were taken."""
+        return self.schedule.last_epoch / self.steps
 
     def _learning_rates(self) -> dict[str, float]:
         """Return the stage's learning rate now, `lr`, and `lr/<part>` of each part that has a scale of its own."""
@@ -181,7 +195,10 @@ class Trainer:
         """
         if self.paths.teacher is not None and self.paths.teacher.sharded:
             return {}
-        if sum(term.weight > 0 for term in self.stage.objective) < 2 and not {"vision", "adapter"} <= self.parts.keys():
+        if (
+            sum(bool(term.weight) for term in self.stage.objective) < 2
+            and not {"vision", "adapter"} <= self.parts.keys()
+        ):
             return {}
         outputs = self.replica.outputs_to_probe(inputs.outputs, inputs.batch, self.loss.outputs, inputs.keep)
         if outputs is None:
@@ -203,6 +220,7 @@ class Trainer:
             "moments": {name: of_one for name, of_one in moments.items() if of_one},
             "groups": [{k: v for k, v in g.items() if k != "params"} for g in groups],
             "schedule": self.schedule.state_dict(),
+            "terms": self.states.state_dict(),
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -216,6 +234,8 @@ class Trainer:
         for group, saved in zip(self.replica.adamw.param_groups, state["groups"], strict=True):
             group.update(saved)
         self.schedule.load_state_dict(state["schedule"])
+        if "terms" in state:  # older checkpoints lack it
+            self.states.load_state_dict(state["terms"], self.replica.device)
 
     def close(self) -> None:
         """Leave the trained weights in `paths`, adapters not merged yet."""

@@ -167,8 +167,9 @@ class Validator:
 
         outputs = replica(batch, self.loss.outputs, keep)
         number = objective.normalizers([batch]).counts
-        whole = Normalizers(dict.fromkeys(number, torch.ones(())), trainer.schedule.last_epoch / trainer.steps)
-        _, parts = self.loss(LossInputs(outputs, replica.heads, batch, keep, whole), compare)
+        whole = Normalizers(dict.fromkeys(number, torch.ones(())), trainer.progress)
+        kept = trainer.states.weights(trainer.progress), trainer.states.of_losses
+        _, parts = self.loss(LossInputs(outputs, replica.heads, batch, keep, whole, *kept), compare)
         if not counts:
             return {}
         of_terms = {term.name: int(number[objective.counted(term)]) for term in objective.terms}
@@ -184,8 +185,9 @@ class Validator:
             values, numbers = zip(*(sums[name] for sums in batches if name in sums), strict=True)
             if number := sum(numbers):
                 means[name] = math.fsum(values) / number if all(map(math.isfinite, values)) else math.nan
-        terms = [term for term in self.trainer.objective.terms if f"loss/{term.name}" in means]
-        loss = {"loss": sum(term.weight * means[f"loss/{term.name}"] for term in terms)} if terms else {}
+        states, progress = self.trainer.states, self.trainer.progress
+        terms = {name.removeprefix("loss/"): value for name, value in means.items() if name.startswith("loss/")}
+        loss = {"loss": states.total(terms, states.weights(progress))} if terms else {}
         return {VALIDATION + name: value for name, value in (loss | means).items()}
 
 
