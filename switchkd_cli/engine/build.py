@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from transformers import set_seed
+from accelerate.utils import set_seed
 
 from switchkd_cli import registry
 from switchkd_cli.engine import compatibility

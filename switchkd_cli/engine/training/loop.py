@@ -8,7 +8,7 @@ from contextlib import closing
 from functools import partial
 from typing import Any
 
-from transformers import set_seed
+from accelerate.utils import set_seed
 
 from switchkd_cli.distributed import stopping
 from switchkd_cli.distributed.stopping import Stopped
