@@ -149,9 +149,7 @@ def look(trainer: Trainer, group: Sequence[Batch]) -> tuple[dict[str, float], st
     sums = torch.zeros(5, dtype=torch.float64)
     seen: dict[str, ImageInput] = {}
     pictured = trainer.processes.gather(any(each.images for each in group))
-    if not any(pictured):
-        return None
-    together = len(pictured) > 1  # a sharded teacher's passes are those of all processes
+    together = any(pictured) and len(pictured) > 1  # a sharded teacher's passes are those of all processes
     for batch in ((each.teacher or each).to(device) for each in group if each.images or together):
         keep = batch.predicting("answer") & batch.has_image[:, None]
         other, exchanged = batch.with_other_images(seen)
