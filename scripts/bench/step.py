@@ -24,7 +24,7 @@ from switchkd_cli.engine.batch import Batch
 from switchkd_cli.engine.cost import flops
 from switchkd_cli.engine.cost.workload import Computation, MicroBatch
 from switchkd_cli.engine.losses.dbild import dbild
-from switchkd_cli.engine.models.shape import shape
+from switchkd_cli.engine.models.shape import ModelShape
 from switchkd_cli.engine.paths import Paths
 from switchkd_cli.engine.training.trainer import Trainer
 from switchkd_cli.recipe.schema import Stage
@@ -136,7 +136,7 @@ def floor(paths: Paths, given: Batch, row: Row) -> float:
     stage = stage_of(row, len(given.ids))
     count, length = given.input_ids.shape
     micro_batch = MicroBatch(count, len(given.images), length, int(given.predicting("answer").sum()))
-    student, teacher = (shape(model) for model in (paths.student, paths.teacher))
+    student, teacher = (ModelShape(model) for model in (paths.student, paths.teacher))
     return flops.step(student, teacher, micro_batch, Computation(stage.paths - row.spared, frozenset(stage.train)))
 
 

@@ -13,7 +13,7 @@ from transformers import PreTrainedTokenizerBase
 from switchkd_cli import registry
 from switchkd_cli.engine.data.prompt_template import end_token, special_tokens, tokens_after_answer
 from switchkd_cli.engine.inputs import InputProcessor
-from switchkd_cli.engine.models.blueprint import ADAPTER_HINT, Blueprint
+from switchkd_cli.engine.models.blueprint import HINTS, Blueprint
 from switchkd_cli.errors import UserError
 from switchkd_cli.files.hashes import short_hash
 from switchkd_cli.planning.estimate import Misfit, PairFact
@@ -50,7 +50,7 @@ def check_alone(model: Blueprint, who: str, *, needs_template: bool = True) -> N
     template = list(_template_problems(model.inputs)) if needs_template else []
     problems = (*template, *_tokenizer_problems(model), *model.problems())
     if problems:
-        raise UserError([f"{who}: {problem}" for problem in problems], hint=TEMPLATE_HINT if template else "")
+        raise UserError([f"{who}: {problem}" for problem in problems], hint=HINTS["template"] if template else "")
 
 
 def with_end_tokens(model: Blueprint, who: str) -> Blueprint:
@@ -92,7 +92,7 @@ def compare(student: Blueprint, teacher: Blueprint | None, terms: Iterable[Term]
         if not users and any(term.alignment == "bytes" for term in terms):  # each model sees its own images
             facts = [replace(fact, verdict="yes", difference="") for fact in facts]
         elif through_pictures(student, teacher) and not any("features" in _kinds(term) for term in terms):
-            through = partial(replace, verdict="adapter", hint=ADAPTER_HINT)
+            through = partial(replace, verdict="adapter", hint=HINTS["adapter"])
             facts = [through(fact) if fact.verdict == "impossible" else fact for fact in facts]
     templates = (model.inputs.chat_template for model in (student, teacher))
     ours, theirs = (short_hash(template)[:8] if template else "none" for template in templates)
@@ -142,11 +142,7 @@ def read_by_teacher(data: str, stages: Iterable[Stage]) -> bool:
 
 
 QUESTION = "What?"
-OWN_TEMPLATE = "a checkpoint's own belongs in its folder (Jinja), as chat_template.jinja"
-TEMPLATE_HINT = f"a student's data sets can bring a `template` each; {OWN_TEMPLATE}"
 TOKEN_COUNT = "image token count"
-PLACES_HINT = "compare answers alone (on: answer), or leave these terms out"
-WORDS_HINT = "give the student the teacher's tokenizer (student.tokenizer), or a language model of its family"
 
 
 def _kinds(term: Term) -> set[str]:
@@ -166,7 +162,7 @@ def _as_compared(fact: PairFact, terms: Iterable[Term]) -> PairFact:
     if fact.verdict != "adapter" or not comparing:
         return fact
     why = f"{fact.difference}: {', '.join(comparing)} can't compare the two"
-    return replace(fact, verdict="impossible", difference=why, hint=PLACES_HINT)
+    return replace(fact, verdict="impossible", difference=why, hint=HINTS["places"])
 
 
 def _vocabulary_fact(student: Blueprint, teacher: Blueprint, terms: Sequence[Term]) -> PairFact:
@@ -189,7 +185,7 @@ def _vocabulary_fact(student: Blueprint, teacher: Blueprint, terms: Sequence[Ter
     ways = ("add `alignment: bytes` to", names[True]), ("leave out", names[False])
     if not (hint := " and ".join(f"{way} {', '.join(of)}" for way, of in ways if of)):
         return PairFact("vocabulary", ours, theirs, difference=told)
-    return PairFact("vocabulary", ours, theirs, "bytes", told, f"{hint}; or {WORDS_HINT}")
+    return PairFact("vocabulary", ours, theirs, "bytes", told, f"{hint}; or {HINTS['words']}")
 
 
 def _other_ids(student: Blueprint, teacher: Blueprint) -> tuple[str, str, str]:

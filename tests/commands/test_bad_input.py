@@ -17,8 +17,7 @@ from safetensors.torch import load_file, save_file
 from transformers import LlavaForConditionalGeneration, Qwen2ForCausalLM
 
 from switchkd_cli import cli, registry
-from switchkd_cli.engine import compatibility
-from switchkd_cli.engine.models import blueprint
+from switchkd_cli.engine.models.blueprint import HINTS
 from switchkd_cli.files.atomic import hold
 from switchkd_cli.planning import preflight
 from switchkd_cli.recipe.load import load
@@ -259,7 +258,7 @@ def test_a_teacher_with_another_tower_is_reported_before_weights_are_read(place,
         "teacher: patch grid is 3 x 3, the student's is 2 x 2",
         "teacher: feature count is 9, the student's is 4",
         "teacher: image token count is 9, the student's is 4",
-        f"hint: {blueprint.ADAPTER_HINT}; {blueprint.TOWERS_HINT}",
+        f"hint: {HINTS['adapter']}; {HINTS['towers']}",
     ]
 
 
@@ -275,7 +274,7 @@ def test_a_dry_run_shows_the_pair_that_it_refuses(place, monkeypatch, capsys):
     assert ["vision width", "16", "32", "adapter"] in cells and ["patch grid", "2 x 2", "2 x 2", "yes"] in cells
     assert "adapter: " in out and "bytes: " not in out
     assert ended.value.code == 2
-    assert err.splitlines() == ["teacher: vision width is 32, the student's is 16", f"hint: {blueprint.ADAPTER_HINT}"]
+    assert err.splitlines() == ["teacher: vision width is 32, the student's is 16", f"hint: {HINTS['adapter']}"]
 
 
 def test_a_teacher_with_another_vocabulary(place, refused):
@@ -288,7 +287,7 @@ def test_a_teacher_with_another_vocabulary(place, refused):
         words["model"]["vocab"][theirs] = words["model"]["vocab"].pop(ours)
     file.write_text(json.dumps(words))
     told = f"teacher: vocabulary: id {last['id']} is {theirs!r}, the student's is {ours!r} (1 ids differ)"
-    hint = f"hint: add `alignment: bytes` to vsd; or {compatibility.WORDS_HINT}"
+    hint = f"hint: add `alignment: bytes` to vsd; or {HINTS['words']}"
     between = "stages.distill.objective.vsd.of=student"  # the switch itself needs no common words
     assert refused("distill", "small.yaml", between) == [told, hint]
 

@@ -6,7 +6,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from switchkd_cli.engine.cost import flops
 from switchkd_cli.engine.cost.workload import Computation
-from switchkd_cli.engine.models.shape import shape
+from switchkd_cli.engine.models.shape import ModelShape
 from switchkd_cli.recipe.schema import RECOMPUTED
 from tests.support import tiny
 from tests.support.measured import clip_batch, clip_pair, micro_batch, only, pair, ways
@@ -33,7 +33,7 @@ def counted(paths, batch, wanted, train):
 
 
 def planned(paths, batch, computed):
-    shapes = shape(paths.student), shape(paths.teacher)
+    shapes = ModelShape(paths.student), ModelShape(paths.teacher)
     return flops.step(*shapes, micro_batch(batch), computed)
 
 

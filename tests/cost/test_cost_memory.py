@@ -20,11 +20,11 @@ from switchkd_cli.engine.cost.step_memory import (
     precision_of,
     step_memory,
 )
-from switchkd_cli.engine.cost.workload import Computation, MicroBatch, count_parameters
+from switchkd_cli.engine.cost.workload import Computation, MicroBatch
 from switchkd_cli.engine.models.llava_parts import LLAVA
 from switchkd_cli.engine.models.low_rank import adapter_sizes, add_adapters
 from switchkd_cli.engine.models.packed import pack
-from switchkd_cli.engine.models.shape import shape
+from switchkd_cli.engine.models.shape import ModelShape
 from switchkd_cli.engine.paths import Paths
 from switchkd_cli.engine.training.chunked import ChunkedObjective
 from switchkd_cli.engine.training.objective import LossInputs, Objective
@@ -50,14 +50,14 @@ COLUMNS = 8192  # large next to a knee, as a language model's vocabulary is
 
 
 def shapes(paths):
-    return shape(paths.student), shape(paths.teacher)
+    return ModelShape(paths.student), ModelShape(paths.teacher)
 
 
 def test_parameters_are_those_of_the_built_models():
     for paths in (pair(), clip_pair()):
         for model in (paths.student, paths.teacher):
-            size = count_parameters(LLAVA.skeleton(model.model.config))
-            assert size.all == sum(p.numel() for p in model.parameters())
+            size = ModelShape(LLAVA.skeleton(model.model.config))
+            assert size.parameters == sum(p.numel() for p in model.parameters())
             for part in ("vision", "projector", "language"):
                 assert size.trainable[part] == sum(p.numel() for p in model.used_parameters(part).values())
 
@@ -163,7 +163,7 @@ def test_what_a_teacher_s_weights_and_a_student_s_adapters_take_is_planned(gpus)
     assert held(packed, "teacher") == pytest.approx(whole - matrices * (4 - 1 - 4 / 64))
     count, kept = adapter_sizes(paths.student, Lora(rank=2))
     ours = sum(m.weight.numel() for m in paths.student.language.layers.modules() if isinstance(m, nn.Linear))
-    adapted = models.with_adapters((count, kept), 4)
+    adapted = replace(models, low_rank=(count, kept), packed=4)
     assert adapted.trained(frozenset({"language"})) == count
     spared = ours * (4 - 1 / 2 - (1 + 4 / 256) / 64)
     assert held(adapted, "student") == pytest.approx(held(models, "student") + 4 * count - spared)
@@ -238,8 +238,8 @@ def test_what_stays_from_step_to_step_is_as_planned():
     for parameter in trained:
         parameter.grad = torch.ones_like(parameter)
     optimiser.step()
-    student, teacher = count_parameters(paths.student), count_parameters(paths.teacher)
-    sizes = student.all, student.trained(train), teacher.all
+    student, teacher = shapes(paths)
+    sizes = student.parameters, student.trained(train), teacher.parameters
     planned = persistent_memory(*sizes, FP32, Machine(gpus=1, zero=0))
     moments = [t for state in optimiser.state.values() for t in state.values() if t.ndim]
     assert planned["student weights"] == sum(p.nbytes for p in paths.student.parameters())

@@ -9,11 +9,11 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from switchkd_cli.engine.cost import flops
 from switchkd_cli.engine.cost.step_memory import FP32, activations
-from switchkd_cli.engine.cost.workload import Computation, ModelPair, count_parameters
+from switchkd_cli.engine.cost.workload import Computation, ModelPair
 from switchkd_cli.engine.data.rows import Fault
 from switchkd_cli.engine.losses.divergences import forward_kl
 from switchkd_cli.engine.models.blueprint import Blueprint
-from switchkd_cli.engine.models.shape import shape
+from switchkd_cli.engine.models.shape import ModelShape
 from switchkd_cli.engine.paths import FeatureAdapter, Paths
 from switchkd_cli.engine.teacher_states import TeacherStates
 from switchkd_cli.engine.training.chunked import ChunkedObjective
@@ -206,7 +206,7 @@ def test_the_plan_counts_the_operations_and_the_bytes_of_a_step_with_an_adapter(
     batch = tiny.taught(student, teacher, tmp_path, which=which)
     keep, wanted = batch.predicting_in_all("answer"), {"teacher", "switch"}
     only(paths, frozenset(train))
-    shapes = [shape(model) for model in (student, teacher)]
+    shapes = [ModelShape(model) for model in (student, teacher)]
     (ours, theirs), levels = (of.vision.width for of in shapes), 1
     computed = Computation(frozenset(wanted), frozenset(train), adapter=ours * theirs * levels)
     left = bytes_left(lambda: paths(batch, wanted, keep), paths, teacher)
@@ -215,5 +215,5 @@ def test_the_plan_counts_the_operations_and_the_bytes_of_a_step_with_an_adapter(
     with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):
         paths(batch, wanted, keep)["switch"].square().sum().backward()
     assert flops.step(*shapes, micro_batch(batch), computed) == counter.get_total_flops()
-    pair = ModelPair(shapes[0], count_parameters(student), 1, shapes[1], 0, (ours, theirs, levels))
+    pair = ModelPair(shapes[0], 1, shapes[1], 0, (ours, theirs, levels))
     assert pair.trained(frozenset(train)) == sum(p.numel() for p in paths.parameters() if p.requires_grad)

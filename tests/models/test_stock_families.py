@@ -24,7 +24,7 @@ from switchkd_cli.engine.cost.data_sample import DataSample, _counted, sample_da
 from switchkd_cli.engine.cost.model_facts import describe_model
 from switchkd_cli.engine.cost.run_estimate import _assumptions
 from switchkd_cli.engine.cost.step_memory import FP32, activations
-from switchkd_cli.engine.cost.workload import Computation, ModelPair, count_parameters
+from switchkd_cli.engine.cost.workload import Computation, ModelPair
 from switchkd_cli.engine.data.conversation import Conversations
 from switchkd_cli.engine.data.rows import Row, Rows
 from switchkd_cli.engine.models.vision_language_model import ProjectedImage, VisionLanguageModel
@@ -111,12 +111,12 @@ class StockTests(FamilyTests):
         student, teacher = self.student(), self.teacher()
         family = registry.resolve("family", self.family)
         for model in (student, teacher):
-            planned = count_parameters(family.skeleton(model.model.config))
-            assert planned == self.parameters(model)
+            planned = family.shape(model.model.config)
+            assert (planned.total, planned.trainable) == self.parameters(model)
         batch, paths = self.batch(student, tmp_path), self.paths(student, teacher).train()
         data = self.data(student, tmp_path)
         rows = tuple(_counted(data.example(row), len(ROWS[row].images)) for row in range(len(ROWS)))
-        pair = ModelPair(family.shape(student.model.config), planned, 1, family.shape(teacher.model.config))
+        pair = ModelPair(family.shape(student.model.config), 1, family.shape(teacher.model.config))
         sample = DataSample(len(rows), rows, False, "")
         pair = sample.of_images(pair)
         work = sample.padded(rows, "answer", [pair.student.projector.tokens, pair.teacher.projector.tokens])

@@ -56,7 +56,7 @@ def test_published_shapes_have_the_published_parameters(size):
     parts = Parts(family="llava", vision="google/siglip-so400m-patch14-384", language=f"Qwen/Qwen2.5-{size}")
     model = describe_model(parts, "student", {})
 
-    assert model.parameters.total["language"] == LANGUAGE[size]
+    assert model.shape.total["language"] == LANGUAGE[size]
 
 
 @pytest.mark.slow

@@ -22,7 +22,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_iter
 
 from switchkd_cli.distributed.launch_config import exit_process
-from switchkd_cli.engine.cost.workload import count_parameters
+from switchkd_cli.engine.models.shape import ModelShape
 from switchkd_cli.engine.training import trainer, zero
 from switchkd_cli.engine.training.processes import join_processes
 from tests.support import together
@@ -104,7 +104,7 @@ def of_trainings(folder: Path) -> dict[str, dict]:
         _, _, loop = together.trained(
             folder / name, processes, until=2, **{"micro": MICRO, "objective": OBJECTIVE} | case
         )
-        parameters, stage = count_parameters(loop.trainer.paths.student), loop.trainer.stage
+        parameters, stage = ModelShape(loop.trainer.paths.student), loop.trainer.stage
         sizes = {"trained": parameters.trained(frozenset(stage.train)), "student": sum(parameters.trainable.values())}
         found[name] = steps[1] | {"sizes": sizes, "accumulation": together.BATCH // (MICRO * processes.count)}
     return found

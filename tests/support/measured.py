@@ -9,10 +9,9 @@ from torch.profiler import ProfilerActivity, profile
 from transformers import CLIPVisionConfig, Qwen2Config
 
 from switchkd_cli.engine.batch import Batch, Example, collate
-from switchkd_cli.engine.cost.workload import MicroBatch, ModelPair, count_parameters
+from switchkd_cli.engine.cost.workload import MicroBatch, ModelPair
 from switchkd_cli.engine.models.ldpnet import LlavaLdpConfig, LlavaLdpForConditionalGeneration
-from switchkd_cli.engine.models.llava_parts import LLAVA
-from switchkd_cli.engine.models.shape import image_tokens_of, shape
+from switchkd_cli.engine.models.shape import ModelShape, image_tokens_of
 from switchkd_cli.engine.models.vision_language_model import VisionLanguageModel
 from switchkd_cli.engine.paths import Paths
 from tests.support import tiny
@@ -63,8 +62,8 @@ def micro_batch(batch: Batch) -> MicroBatch:
 def model_pair(paths: Paths) -> ModelPair:
     """Student and teacher as the plan describes them."""
     student, teacher = paths.student, paths.teacher
-    sizes = [count_parameters(LLAVA.skeleton(model.model.config)) for model in (student, teacher)]
-    return ModelPair(shape(student), sizes[0], paths.vocabulary, shape(teacher), sizes[1].all)
+    read = ModelShape(teacher)
+    return ModelPair(ModelShape(student), paths.vocabulary, read, read.parameters)
 
 
 def ways() -> Iterator[tuple[frozenset[str], frozenset[str]]]:

@@ -10,6 +10,7 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import torch
@@ -32,7 +33,7 @@ from switchkd_cli.engine.hub import CheckpointFolder
 from switchkd_cli.engine.inputs import InputProcessor, PreparedImage
 from switchkd_cli.engine.models.blueprint import Blueprint
 from switchkd_cli.engine.models.layer_forwards import recompute_layers
-from switchkd_cli.engine.models.shape import LanguageShape, ModelShape, ProjectorShape, VisionShape
+from switchkd_cli.engine.models.shape import ModelShape, count_parameters
 from switchkd_cli.engine.models.vision_language_model import ProjectedImage, VisionLanguageModel
 from switchkd_cli.engine.weights import check_weights, load_weights
 from switchkd_cli.errors import UserError
@@ -324,16 +325,18 @@ class ToyFamily:
             4 * seen**2 + 2 * seen * vision.intermediate_size,
             4 * width**2 + 3 * width * language.intermediate_size,
         )
-        return ModelShape(
-            VisionShape(
-                *(seen, vision.intermediate_size, weights[0], 2, 16, 16, 16, 3 * PATCH**2), activation=vision.hidden_act
-            ),
-            ProjectorShape(2 * seen * width, width**2, 2 * seen, width, 8, 8, width),
-            LanguageShape(
-                *(width, language.intermediate_size, weights[1], config.layers, 2, width, width, config.vocab_size)
-            ),
-            features=16,
-        )
+        same = {"positions": 16, "attended": 16, "patches": 16, "norms": 2, "input_norm": False, "gated": False}
+        tower = {"width": seen, "inner": vision.intermediate_size, "weights": weights[0], "layers": 2}
+        tower |= same | {"values": 3 * PATCH**2, "activation": vision.hidden_act}
+        matrices = {"first": 2 * seen * width, "second": width**2, "input": 2 * seen, "hidden": width}
+        heads = {"heads": 2, "queries": width, "keys": width, "norms": 2, "last": 0, "vocabulary": config.vocab_size}
+        inner = {"width": width, "inner": language.intermediate_size, "weights": weights[1], "layers": config.layers}
+        made = object.__new__(ModelShape)  # the sizes without a model of transformers
+        made.total, made.trainable = count_parameters(self.skeleton(config))
+        made.features, made.any_size, made.padded = 16, False, False
+        made.vision, made.language = SimpleNamespace(**tower), SimpleNamespace(**heads | inner)
+        made.projector = SimpleNamespace(**matrices, places=8, tokens=8, width=width, convolution=0)
+        return made
 
 
 TOY = ToyFamily()

@@ -9,7 +9,7 @@ import torch
 from switchkd_cli.engine.cost.step_memory import AUTOCAST, FP32, activations
 from switchkd_cli.engine.cost.workload import Computation
 from switchkd_cli.engine.models.low_bits import GROUP, linear_layers, quantise, rounded
-from switchkd_cli.engine.models.shape import shape
+from switchkd_cli.engine.models.shape import ModelShape
 from switchkd_cli.engine.paths import Paths
 from switchkd_cli.engine.training.objective import Objective
 from switchkd_cli.engine.training.trainer import Trainer
@@ -107,7 +107,9 @@ def test_a_forward_pass_leaves_the_bytes_that_are_planned(paths, precision, tmp_
                 return paths(batch, needed, keep)
 
         computed = Computation(frozenset(needed), train, rounded=True)
-        planned = activations(shape(paths.student), shape(paths.teacher), micro_batch(batch), computed, precision)
+        planned = activations(
+            ModelShape(paths.student), ModelShape(paths.teacher), micro_batch(batch), computed, precision
+        )
         left = bytes_left(forward, paths, paths.teacher)
         assert planned.saved + planned.cast == pytest.approx(left, rel=0.05), train
 

@@ -11,7 +11,6 @@ from transformers import AutoConfig, PretrainedConfig
 
 from switchkd_cli import registry
 from switchkd_cli.engine.build import check_model, family_of
-from switchkd_cli.engine.cost.workload import Parameters, count_parameters
 from switchkd_cli.engine.hub import configs_only
 from switchkd_cli.engine.models.blueprint import Blueprint
 from switchkd_cli.engine.models.family import Family
@@ -46,16 +45,11 @@ class KnownModel:
 
     @cached_property
     def shape(self) -> ModelShape:
-        """The sizes of its parts. Raises what transformers raises."""
+        """The sizes of its parts and the counts of its parameters. Raises what transformers raises."""
         return self.family.shape(self.config)
 
-    @cached_property
-    def parameters(self) -> Parameters:
-        """The counts of its parameters. Raises what transformers raises."""
-        return count_parameters(self.family.skeleton(self.config))
-
     def estimate(self, who: str) -> ModelEstimate:
-        return ModelEstimate(who, self.source, self.parameters.total, self.image_tokens)
+        return ModelEstimate(who, self.source, self.shape.total, self.image_tokens)
 
 
 @cache

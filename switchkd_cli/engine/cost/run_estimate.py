@@ -58,9 +58,11 @@ def estimate_run(
         vocabulary, estimate.pair = _shared_vocabulary(student, teacher, terms)
         estimate.vocabulary, by_bytes = str(vocabulary), bool(vocabulary.own)
         estimate.notes += check_fit(estimate.pair, config.remedies)
-        pair = ModelPair(student.shape, student.parameters, vocabulary.shared)
+        pair = ModelPair(student.shape, vocabulary.shared)
         if teacher is not None:  # it stays in memory in every stage, as it is built before the first
-            pair = replace(pair, teacher=teacher.shape, teacher_parameters=teacher.parameters.all, kept=config.teacher)
+            pair = replace(
+                pair, teacher=teacher.shape, teacher_parameters=teacher.shape.parameters, kept=config.teacher
+            )
             if config.switch.adapter is not None:
                 widths = student.shape.vision.width, teacher.shape.vision.width
                 pair = replace(pair, adapter=(*widths, teacher.family.seam.levels(teacher.config)))
@@ -87,11 +89,11 @@ def estimate_run(
     check_images(config.stages, {name: sample.has_images for name, sample in samples.items()})
     for i, stage in enumerate(config.stages):
         sample = DataSample.of_stage(stage, samples)
-        models_of_stage = pair
+        of_stage = pair
         if stage.lora is not None and pair is not None and isinstance(student, KnownModel):
             sizes = adapter_sizes(student.family.skeleton(student.config), stage.lora)
-            models_of_stage = pair.with_adapters(sizes, stage.lora.bits)
-        estimate.stages.append(estimate_stage(run, i, models_of_stage, sample, machine, root))
+            of_stage = replace(pair, low_rank=sizes, packed=stage.lora.bits)
+        estimate.stages.append(estimate_stage(run, i, of_stage, sample, machine, root))
     estimate.notes += [f"{name}: {note}" for name, sample in samples.items() for note in sample.notes]
     estimate.notes += _assumptions(run, models.values(), samples, machine)
     estimate.notes += [f"{run.row}: {note}" for stage in estimate.stages for note in stage.notes]
@@ -154,7 +156,7 @@ def estimate_stage(
         estimate.steps = count_steps(stage, round(sample.rows * (1 - held_out)))
     if models is not None:
         estimate.trained = models.trained(frozenset(stage.train))
-        estimate.saved_bytes = SAVED * models.parameters.all
+        estimate.saved_bytes = SAVED * models.student.parameters
         if sample is not None:
             if models.teacher is not None:
                 sample = sample.seen_by(models.student.projector.tokens, models.teacher.projector.tokens)
@@ -203,12 +205,12 @@ def _estimate_work(
     estimate.padding = padded_share(batches[micro])
     operations = sum(count * flops.step(*both, batch, computed) for batch, count in batches[micro].items())
     estimate.flops = stage.batch / micro * operations / batches[micro].total()
-    numbers = {"trained": models.trained(computed.train), "student": sum(models.parameters.trainable.values())}
+    numbers = {"trained": models.trained(computed.train), "student": sum(models.student.trainable.values())}
     images = stage.batch * sample.mean("images")
     work = StepWork(estimate.flops, images, examples // micro, numbers, precision.weight)
     estimate.sent = bytes_sent(work, EXCHANGES[machine.sharding], gpus)
     if steps:
-        saved = SAVED * models.parameters.all
+        saved = SAVED * models.student.parameters
         estimate.time = time_terms(work, steps, machine, gpus, run.config.checkpoints, state, saved)
     estimate.notes += _advice(stage, estimate, machine, state)
     if stage.teacher_states == "cached" and models.teacher is not None and steps:

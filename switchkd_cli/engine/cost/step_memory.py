@@ -121,7 +121,7 @@ def step_memory(
     }
     trained = models.trained(computed.train)
     update = MASTER * trained / machine.gpus if machine.zero and machine.offload == "none" else 0.0
-    sizes = models.parameters.all + models.adapter_parameters, trained, models.teacher_parameters
+    sizes = models.student.parameters + models.adapter_parameters, trained, models.teacher_parameters
     held = persistent_memory(*sizes, precision, machine)
     held["student weights"] += MASTER * models.low_rank[0] if models.low_rank else 0
     for who, spared in _spared(models, precision, machine).items():

@@ -1,12 +1,11 @@
-"""What a training step works on: the models and their parameters, one micro-batch, and what is computed from it."""
+"""What a training step works on: the models, one micro-batch, and what is computed from it."""
 
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from switchkd_cli.engine.models.shape import ModelShape
-from switchkd_cli.engine.models.vision_language_model import VisionLanguageModel
 from switchkd_cli.recipe.schema import Teacher
 
 
@@ -56,37 +55,10 @@ def padded_share(batches: Counter[MicroBatch]) -> float:
 
 
 @dataclass(frozen=True)
-class Parameters:
-    """Parameter counts by part: `total` (a tied head counts once), and `trainable`: those that the forward pass uses."""
-
-    total: dict[str, int]
-    trainable: dict[str, int]
-
-    @property
-    def all(self) -> int:
-        return sum(self.total.values())
-
-    def trained(self, parts: frozenset[str]) -> int:
-        """How many parameters of the model a stage trains that trains these parts."""
-        return sum(count for part, count in self.trainable.items() if part in parts)
-
-
-def count_parameters(model: VisionLanguageModel) -> Parameters:
-    """Count a model's parameters, with the code that later picks what a stage trains; it may be without weights."""
-    total, trainable = {}, {}
-    for part, modules in model.parts.items():
-        unique = {id(p): p for module in modules for p in module.parameters()}
-        total[part] = sum(p.numel() for p in unique.values())
-        trainable[part] = sum(p.numel() for p in model.used_parameters(part).values())
-    return Parameters(total, trainable)
-
-
-@dataclass(frozen=True)
 class ModelPair:
-    """A student and perhaps a teacher, as shapes and parameter counts, and the `vocabulary` columns that they share."""
+    """A student and perhaps a teacher, and the `vocabulary` columns that they share."""
 
     student: ModelShape
-    parameters: Parameters
     vocabulary: int
     teacher: ModelShape | None = None
     teacher_parameters: int = 0
@@ -99,11 +71,6 @@ class ModelPair:
     packed: int | None = None
     """The bits in which L_S's layers are kept; None: they are not packed."""
 
-    def with_adapters(self, sizes: tuple[int, int], packed: int | None) -> ModelPair:
-        """Return the pair where adapters learn in place of L_S."""
-        trainable = self.parameters.trainable | {"language": sizes[0]}
-        return replace(self, parameters=replace(self.parameters, trainable=trainable), low_rank=sizes, packed=packed)
-
     @property
     def adapter_parameters(self) -> int:
         ours, theirs, levels = self.adapter
@@ -111,4 +78,7 @@ class ModelPair:
 
     def trained(self, parts: frozenset[str]) -> int:
         """How many parameters a stage trains that trains these parts, the switch's adapter among them."""
-        return self.parameters.trained(parts) + ("adapter" in parts) * self.adapter_parameters
+        of_student = self.student.trained(parts)
+        if self.low_rank is not None and "language" in parts:
+            of_student += self.low_rank[0] - self.student.trainable["language"]
+        return of_student + ("adapter" in parts) * self.adapter_parameters

@@ -84,10 +84,8 @@ def _write(model: Blueprint, folder: Path, bits: int | None) -> None:
 def _describe_text(writer: Any, model: Blueprint) -> None:
     """Add the language model's sizes, the tokenizer and the chat template."""
     text, words, spec = model.config.text_config, model.inputs.tokenizer, _tokenizer(model)
-    fields = {"block_count": text.num_hidden_layers, "context_length": max_positions(model.config)}
-    fields |= {"embedding_length": text.hidden_size, "feed_forward_length": text.intermediate_size}
-    fields |= {"head_count": text.num_attention_heads, "head_count_kv": text.num_key_value_heads}
-    fields |= {"layer_norm_rms_eps": text.rms_norm_eps, "rope_freq_base": text.rope_parameters["rope_theta"]}
+    fields: dict[str, Any] = {name: getattr(text, of) for name, of in NAMES["text"].items()}
+    fields |= {"context_length": max_positions(model.config), "rope_freq_base": text.rope_parameters["rope_theta"]}
     if width := getattr(text, "head_dim", None):
         fields |= dict.fromkeys(("key_length", "value_length", "rope_dimension_count"), width)
     names = {number: token for token, number in words.get_vocab().items()}
@@ -113,11 +111,9 @@ def _describe_vision(writer: Any, model: Blueprint) -> None:
     """Add the tower's sizes up to the layer that the projector reads, and how an image is normalised."""
     vision, layers = model.config.vision_config, layers_before_features(model.config)
     mean, std = ([float(value) for value in values] for values in normalisation(model.image_processor))
-    fields = {"image_size": vision.image_size, "patch_size": vision.patch_size, "image_mean": mean, "image_std": std}
-    fields |= {"embedding_length": vision.hidden_size, "feed_forward_length": vision.intermediate_size}
-    fields |= {"projection_dim": model.config.text_config.hidden_size, "head_count": vision.num_attention_heads}
-    fields |= {"block_count": layers, "attention_layernorm_eps": vision.layer_norm_eps}
-    fields["use_gelu"] = True
+    fields = {name: getattr(vision, of) for name, of in NAMES["vision"].items()}
+    fields |= {"image_mean": mean, "image_std": std, "block_count": layers, "use_gelu": True}
+    fields["projection_dim"] = model.config.text_config.hidden_size
     _add(writer, {"clip_has_vision_encoder": True, "clip_projector_type": "mlp"})
     _add(writer, {f"vision_{name}": value for name, value in fields.items()})
     writer.add_array("clip.vision.feature_layer", [layers])  # without it: the last but one

@@ -40,11 +40,8 @@ def _card_fields(run: Run, folder: RunFolder, where: Path) -> dict[str, Any]:
     bases = list(_bases(run))
     return {
         "run": run,
-        "config": config,
-        "name": f"{run.recipe}-{run.row}-seed{run.seed}",
         "bases": [{"role": role, "name": name, "licence": licence(name)} for role, name in bases],
         "hub_ids": [name for role, name in bases if role != "teacher" and is_hub_id(name)],
-        "distilled": any(stage.needs_teacher for stage in config.stages),
         "family": config.student.family or model["model_type"],
         "usage": family_of(model).usage(model).rstrip(),
         "library": "transformers" if model["model_type"] in CONFIG_MAPPING_NAMES else "switchkd-cli",
@@ -52,7 +49,6 @@ def _card_fields(run: Run, folder: RunFolder, where: Path) -> dict[str, Any]:
         "info": info,
         "command": shlex.join(info["command"]),
         "results": results,
-        "local": results is not None and results["world"] == "playground",
         "scores": [
             {**score, "task": (task := name.removesuffix(ACCURACY)), "benchmark": BENCHMARKS[task]}
             for name, score in with_accuracies(results["scores"] if results else {}).items()

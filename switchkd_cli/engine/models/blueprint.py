@@ -1,6 +1,6 @@
 """A model before its weights are read: its parts must fit together, and with a student's for the switch."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
@@ -13,32 +13,12 @@ from switchkd_cli.engine.models.seams import GRID
 from switchkd_cli.engine.models.shape import features_of, image_tokens_of, patch_grid, vision_width
 from switchkd_cli.engine.models.vision_language_model import VisionLanguageModel
 from switchkd_cli.errors import UserError
+from switchkd_cli.package_data import read_yaml
 from switchkd_cli.planning.estimate import PairFact
 
-FAMILY_HINT = "for two families each sees its own images: `alignment: bytes`, and for the switch switch.adapter=linear"
-TOWERS_HINT = "the switch feeds the teacher's projector: give the student the teacher's kind of tower (student.vision)"
-ADAPTER_HINT = (
-    "let the switch have an adapter: switch.adapter=linear, and adapter in the train of a stage with the switch"
-)
-GRID_HINT = "grids can be resized only where every image or tile is one whole square of features"
-SELECT_HINT = "let both keep or both drop the first feature (student.feature_select)"
-PROJECTOR_HINT = "give the student the teacher's kind of projector (student.projector)"
-LAYER_HINT = "read both towers at one layer (student.feature_layer)"
-IMAGES_HINT = "both see the same images: prepare them as the teacher does (student.image_processor=..., its checkpoint)"
-
-UNLIKE = {
-    "family": ("impossible", FAMILY_HINT),
-    "vision width": ("adapter", ADAPTER_HINT),
-    "vision level count": ("impossible", TOWERS_HINT),
-    "image size": ("impossible", TOWERS_HINT),  # one preparation of an image is for both
-    "patch grid": ("impossible", GRID_HINT),
-    "feature count": ("impossible", SELECT_HINT),
-    "image token count": ("impossible", PROJECTOR_HINT),
-    "image mean, std": ("impossible", IMAGES_HINT),
-}
-"""What must be equal in two models for P_T to read V_S's features; where it isn't, the verdict and a hint."""
-RESIZED = ("patch grid", "feature count", "image token count")
-"""What an adapter makes equal where both grids are whole squares."""
+_FIT = read_yaml(__file__, "fit.yaml")
+HINTS: Mapping[str, str] = _FIT["hints"]
+UNLIKE = {name: (verdict, HINTS[hint]) for name, (verdict, hint) in _FIT["unlike"].items()}
 
 
 class FeatureMap(NamedTuple):
@@ -139,14 +119,14 @@ class Blueprint:
         """
         seen, read = student.feature_map, self.feature_map
         resizes = seen.square and read.square and seen.side != read.side
-        unlike = UNLIKE | (dict.fromkeys(RESIZED, ("adapter", ADAPTER_HINT)) if resizes else {})
+        unlike = UNLIKE | (dict.fromkeys(_FIT["resized"], ("adapter", HINTS["adapter"])) if resizes else {})
         both = zip(unlike.items(), student._values(), self._values(), strict=True)
         facts = [PairFact.of(name, *values, *otherwise) for (name, otherwise), *values in both]
         yield from facts
         if all(fact.verdict in ("yes", "adapter") for fact in facts):
             yield self._images_fact(student)
         ours, theirs = (getattr(model.config, "vision_feature_layer", -1) for model in (student, self))
-        layer = PairFact.of("feature layer", ours, theirs, "impossible" if users else "yes", LAYER_HINT)
+        layer = PairFact.of("feature layer", ours, theirs, "impossible" if users else "yes", HINTS["layer"])
         why = f": {', '.join(users)} can't compare the two" if layer.difference and users else ""
         yield replace(layer, difference=layer.difference + why)
 
@@ -171,7 +151,7 @@ class Blueprint:
         each = (f"{name} is {teachers.get(name)}, the student's is {students.get(name)}" for name in differing)
         how = f"nearly alike ({apart:.1%} apart)" if apart <= NEAR else f"differently ({apart:.0%} apart)"
         fact = replace(fact, difference=f"teacher: images are prepared {how}: {'; '.join(each)}")
-        return fact if apart <= NEAR else replace(fact, verdict="impossible", hint=IMAGES_HINT)
+        return fact if apart <= NEAR else replace(fact, verdict="impossible", hint=HINTS["images"])
 
 
 def max_positions(config: PretrainedConfig) -> int | None:

@@ -20,7 +20,7 @@ from switchkd_cli.engine.models.blueprint import Blueprint
 from switchkd_cli.engine.models.checkpoint_files import notes_and_ends, read_config
 from switchkd_cli.engine.models.processors import read_processor
 from switchkd_cli.engine.models.seams import Merged, Seam, Tower
-from switchkd_cli.engine.models.shape import ModelShape, shape
+from switchkd_cli.engine.models.shape import ModelShape
 from switchkd_cli.engine.models.vision_language_model import VisionLanguageModel
 from switchkd_cli.engine.weights import check_weights, load_weights
 from switchkd_cli.errors import UserError
@@ -91,7 +91,7 @@ class Family:
             return VisionLanguageModel(model, SimpleNamespace(seam=self.seam))  # type: ignore[arg-type]
 
     def shape(self, config: PretrainedConfig) -> ModelShape:
-        return shape(self.skeleton(config))
+        return ModelShape(self.skeleton(config))
 
 
 TILES = Tower(at_layer=True, connects=("multi_modal_projector", "image_newline"), whole=0, square=False)

@@ -1,7 +1,8 @@
-"""The sizes of a model of any family, from its config, for which transformers has several names each."""
+"""The sizes of a model of any family, and its parameters: from its config, for which transformers has several names each."""
 
+import copy
 from collections.abc import Sequence
-from typing import Any, NamedTuple, Self
+from typing import Any, Self
 
 from torch import nn
 from transformers import PretrainedConfig
@@ -12,94 +13,129 @@ from switchkd_cli.engine.models.layer_forwards import by_position
 CLASS_TOKENS = {"clip_vision_model": 1, "internvl_vision": 1}  # of other towers: none
 
 
-class VisionShape(NamedTuple):
+class VisionShape:
     """V: `positions` patches (and the class token, if any) through `layers` up to the feature layer.
 
     `weights`: of the matrices of one layer, the mean of the layers. `attended`: how many positions one of them sees, the mean
     too. `norms`: of a layer, see `_norms`. `patches` have `values` numbers each. `input_norm`: there is a norm before the
-    first layer (as in CLIP).
+    first layer (as in CLIP). `gated`: its MLP has three matrices.
     """
 
-    width: int
-    inner: int
-    weights: float
-    layers: int
-    positions: float
-    attended: float
-    patches: float
-    values: int
-    activation: str
-    norms: float = 2
-    input_norm: bool = False
+    def __init__(self, model: Any) -> None:
+        config, vision = model.model.config, model.model.config.vision_config
+        self.width, self.layers = vision_width(config), layers_before_features(config)
+        layers = model.seam.vision_layers(model.core)[: self.layers]
+        self.patches: float = patch_grid(config)[1] ** 2
+        if model.seam.places:
+            self.patches = vision.default_output_length * vision.pooling_kernel_size**2
+        self.positions = self.patches + CLASS_TOKENS.get(vision.model_type, 0)
+        window, complete = _of(vision, "window_size"), len(getattr(vision, "fullatt_block_indexes", ()))
+        seen = min(self.positions, (window // vision.patch_size) ** 2) if window else self.positions
+        self.attended = (seen * (self.layers - complete) + self.positions * complete) / self.layers
+        self.inner: int = _of(vision, "intermediate_size") or int(self.width * vision.mlp_ratio)
+        self.weights = _weights(layers)
+        self.values: int = 3 * _of(vision, "patch_size") ** 2 * _of(vision, "temporal_patch_size", otherwise=1)
+        self.activation: str = _of(vision, "hidden_act", otherwise="gelu")
+        self.norms = _norms(layers, self.width, (self.width, self.width)) / self.width
+        self.input_norm = vision.model_type == "clip_vision_model"
+        self.gated = self.weights > 4 * self.width**2 + 2.5 * self.width * self.inner
 
-    @property
-    def gated(self) -> bool:
-        """Whether its MLP has three matrices."""
-        return self.weights > 4 * self.width**2 + 2.5 * self.width * self.inner
 
-
-class ProjectorShape(NamedTuple):
+class ProjectorShape:
     """P at each of its `places`, then `tokens` (fewer where it pools what it has computed).
 
     `first`, `second`: weights of its matrices, one after another; P may have several such pairs next to one another, or no
     second. `input`, `hidden`: widths of what they read. `convolution`: weights of one behind the pooling; 0: P doesn't pool.
     """
 
-    first: int
-    second: int
-    input: int
-    hidden: int
-    places: float
-    tokens: float
-    width: int
-    convolution: int = 0
+    def __init__(self, model: Any) -> None:
+        config, modules = model.model.config, model.seam.projector(model.core)
+        self.width: int = config.get_text_config().hidden_size
+        self.tokens: float = image_tokens_of(config)
+        each = [one for module in modules for one in (module if isinstance(module, nn.ModuleList) else [module])]
+        pairs = [(found[0].numel(), found[1:]) for one in each if (found := _matrices(one))]
+        hidden = [second[0].shape[1] if second else 0 for _, second in pairs]
+        self.first = sum(first for first, _ in pairs)
+        self.second = sum(p.numel() for _, second in pairs for p in second)
+        self.input = sum(first // (inside or self.width) for (first, _), inside in zip(pairs, hidden, strict=True))
+        self.hidden = sum(hidden)
+        # LDPNetV2 pools what it has computed; the others compute what was pooled
+        self.places: float = features_of(config) if hasattr(config, "projector_pooling") else self.tokens
+        self.convolution = sum(p.numel() for one in each for p in one.parameters() if p.ndim > 2)
 
 
-class LanguageShape(NamedTuple):
+class LanguageShape:
     """L. `weights`: of the matrices of one layer, the mean of the layers; `norms`: see `_norms`.
 
     `queries`, `keys`: widths of all heads together. `last`: of the last layer's weights, those computed at the positions only
     that a head reads (`layer_forwards.only_at`).
     """
 
-    width: int
-    inner: int
-    weights: float
-    layers: int
-    heads: int
-    queries: int
-    keys: int
-    vocabulary: int
-    norms: float = 2
-    last: int = 0
+    def __init__(self, model: Any) -> None:
+        text, layers = model.model.config.get_text_config(), model.language.layers
+        if getattr(text, "is_heterogeneous", False):  # some of Gemma 4's layers have wider heads
+            text = text.per_layer_config[0]
+        self.width: int = text.hidden_size
+        self.inner: int = text.intermediate_size
+        self.vocabulary: int = text.vocab_size
+        self.layers: int = text.num_hidden_layers
+        self.heads: int = text.num_attention_heads
+        head = _of(text, "head_dim", otherwise=self.width // self.heads)
+        self.queries: int = self.heads * head
+        self.keys: int = _of(text, "num_key_value_heads", otherwise=self.heads) * head
+        self.weights = _weights(layers)
+        self.norms = _norms(layers, self.width, (self.queries, self.keys)) / (2 * self.width)
+        self.last = sum(p.numel() for module in by_position(layers[-1]) for p in _matrices(module))
 
 
-class ModelShape(NamedTuple):
-    """A model as vision tower V, projector P and language model L (head included), for one image or tile.
+class ModelShape:
+    """A VisionLanguageModel, perhaps without weights, as V, P and L (head included), for one image, or tile, of the usual size.
 
-    `features`: of it, that V gives. `any_size`: an image's size decides how many, so that this is one of the usual size;
-    `padded`: V computes as many in each case, and drops padding at its end.
+    `features`: of it, that V gives. `any_size`: an image's size decides how many; `padded`: V computes as many in each case,
+    and drops padding at its end. Parameters by part: `total` (a tied head counts once), and `trainable`: those that the forward
+    pass uses.
+
+    Of unlike layers it is the mean of their matrices. Attention is taken for that of the first layer of L, with all positions:
+    else (windows, recurrent layers) a plan's figures are an estimate.
     """
 
-    vision: VisionShape
-    projector: ProjectorShape
-    language: LanguageShape
-    features: float
-    any_size: bool = False
-    padded: bool = False
+    def __init__(self, model: Any) -> None:
+        config, self.padded = model.model.config, bool(model.seam.places)
+        self.vision, self.projector, self.language = VisionShape(model), ProjectorShape(model), LanguageShape(model)
+        self.features: float = image_tokens_of(config) if self.padded else features_of(config)
+        self.any_size = _of(config.vision_config, "image_size") is None
+        self.total, self.trainable = count_parameters(model)
+
+    @property
+    def parameters(self) -> int:
+        """How many the model has."""
+        return sum(self.total.values())
+
+    def trained(self, parts: frozenset[str]) -> int:
+        """How many a stage trains that trains these parts."""
+        return sum(count for part, count in self.trainable.items() if part in parts)
 
     def of_images(self, tokens: float) -> Self:
         """Return the same for images of `tokens` visual tokens, where an image's size decides."""
-        v, p = self.vision, self.projector
         if not (self.any_size and tokens):
             return self
-        ratio = tokens / p.tokens
-        seen = v.attended * min(1.0, ratio) if v.attended < v.positions else v.attended * ratio
-        vision = (
-            v if self.padded else v._replace(positions=v.positions * ratio, attended=seen, patches=v.patches * ratio)
-        )
-        projector = p._replace(places=p.places * ratio, tokens=tokens)
-        return self._replace(vision=vision, projector=projector, features=self.features * ratio)
+        sized, ratio = copy.deepcopy(self), tokens / self.projector.tokens
+        v, p = sized.vision, sized.projector
+        if not self.padded:
+            v.attended *= min(1.0, ratio) if v.attended < v.positions else ratio
+            v.positions, v.patches = v.positions * ratio, v.patches * ratio
+        p.places, p.tokens = p.places * ratio, tokens
+        sized.features *= ratio
+        return sized
+
+
+def count_parameters(model: Any) -> tuple[dict[str, int], dict[str, int]]:
+    """Return `total` and `trainable` of a `ModelShape`, with the code that later picks what a stage trains."""
+    total = {}
+    for part, modules in model.parts.items():
+        unique = {id(p): p for module in modules for p in module.parameters()}
+        total[part] = sum(p.numel() for p in unique.values())
+    return total, {part: sum(p.numel() for p in model.used_parameters(part).values()) for part in total}
 
 
 def vision_width(config: PretrainedConfig) -> int:
@@ -134,88 +170,6 @@ def patch_grid(config: PretrainedConfig) -> tuple[int, int]:
     """Return the sides of a square image, or tile, of the usual size, in pixels and in patches."""
     image = _of(config.vision_config, "image_size", otherwise=USUAL[0])
     return image, image // _of(config.vision_config, "patch_size")
-
-
-def shape(model: Any) -> ModelShape:
-    """Return the shape of a VisionLanguageModel, which may be without weights, for one image, or tile, of the usual size.
-
-    Of unlike layers it is the mean of their matrices. Attention is taken for that of the first layer of L, with all positions:
-    else (windows, recurrent layers) a plan's figures are an estimate.
-    """
-    config, padded = model.model.config, bool(model.seam.places)
-    return ModelShape(
-        _vision(model),
-        _projector(model),
-        _language(model),
-        features=image_tokens_of(config) if padded else features_of(config),
-        any_size=_of(config.vision_config, "image_size") is None,
-        padded=padded,
-    )
-
-
-def _vision(model: Any) -> VisionShape:
-    config, vision = model.model.config, model.model.config.vision_config
-    width, count = vision_width(config), layers_before_features(config)
-    layers, inner = model.seam.vision_layers(model.core)[:count], _of(vision, "intermediate_size")
-    patches = patch_grid(config)[1] ** 2
-    if model.seam.places:
-        patches = vision.default_output_length * vision.pooling_kernel_size**2
-    positions = patches + CLASS_TOKENS.get(vision.model_type, 0)
-    window, complete = _of(vision, "window_size"), len(getattr(vision, "fullatt_block_indexes", ()))
-    seen = min(positions, (window // vision.patch_size) ** 2) if window else positions
-    return VisionShape(
-        width=width,
-        inner=inner or int(width * vision.mlp_ratio),
-        weights=_weights(layers),
-        layers=count,
-        positions=positions,
-        attended=(seen * (count - complete) + positions * complete) / count,
-        patches=patches,
-        values=3 * _of(vision, "patch_size") ** 2 * _of(vision, "temporal_patch_size", otherwise=1),
-        activation=_of(vision, "hidden_act", otherwise="gelu"),
-        norms=_norms(layers, width, (width, width)) / width,
-        input_norm=vision.model_type == "clip_vision_model",
-    )
-
-
-def _projector(model: Any) -> ProjectorShape:
-    config, modules = model.model.config, model.seam.projector(model.core)
-    width, tokens = config.get_text_config().hidden_size, image_tokens_of(config)
-    each = [one for module in modules for one in (module if isinstance(module, nn.ModuleList) else [module])]
-    pairs = [(found[0].numel(), found[1:]) for one in each if (found := _matrices(one))]
-    hidden = [second[0].shape[1] if second else 0 for _, second in pairs]
-    return ProjectorShape(
-        first=sum(first for first, _ in pairs),
-        second=sum(p.numel() for _, second in pairs for p in second),
-        input=sum(first // (inside or width) for (first, _), inside in zip(pairs, hidden, strict=True)),
-        hidden=sum(hidden),
-        # LDPNetV2 pools what it has computed; the others compute what was pooled
-        places=features_of(config) if hasattr(config, "projector_pooling") else tokens,
-        tokens=tokens,
-        width=width,
-        convolution=sum(p.numel() for one in each for p in one.parameters() if p.ndim > 2),
-    )
-
-
-def _language(model: Any) -> LanguageShape:
-    text = model.model.config.get_text_config()
-    if getattr(text, "is_heterogeneous", False):  # some of Gemma 4's layers have wider heads
-        text = text.per_layer_config[0]
-    heads = text.num_attention_heads
-    head = _of(text, "head_dim", otherwise=text.hidden_size // heads)
-    queries, keys = heads * head, _of(text, "num_key_value_heads", otherwise=heads) * head
-    return LanguageShape(
-        width=text.hidden_size,
-        inner=text.intermediate_size,
-        weights=_weights(model.language.layers),
-        layers=text.num_hidden_layers,
-        heads=heads,
-        queries=queries,
-        keys=keys,
-        vocabulary=text.vocab_size,
-        norms=_norms(model.language.layers, text.hidden_size, (queries, keys)) / (2 * text.hidden_size),
-        last=sum(p.numel() for module in by_position(model.language.layers[-1]) for p in _matrices(module)),
-    )
 
 
 def _matrices(module: nn.Module) -> list[nn.Parameter]:

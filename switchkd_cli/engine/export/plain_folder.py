@@ -1,9 +1,10 @@
-"""vLLM loads the plain Hugging Face folder, which every run leaves."""
+"""Runtimes that read the plain Hugging Face folder, which every run leaves, or convert it themselves: vLLM and MLX."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 from switchkd_cli.engine.export.runtimes import Runtime, unlike_llava
 from switchkd_cli.engine.models.blueprint import Blueprint
@@ -31,4 +32,20 @@ def _write(model: Blueprint, folder: Path, bits: int | None) -> None:
     model.build("auto").save(folder)
 
 
+def _convert(model: Blueprint, folder: Path, bits: int | None) -> None:
+    """Write MLX's folder by mlx-vlm's own converter, and in low bits by its own quantizer."""
+    from mlx_vlm.convert import convert
+
+    with TemporaryDirectory() as plain:
+        _write(model, Path(plain), None)
+        convert(plain, str(folder), quantize=bool(bits), trust_remote_code=False, **({"q_bits": bits} if bits else {}))
+
+
 VLLM = Runtime(_refuses, _write, "vllm serve .    # in 4 bits: --quantization bitsandbytes", notes=_notes)
+MLX = Runtime(
+    unlike_llava,
+    _convert,
+    'mlx_vlm.generate --model . --image image.png --prompt "What is it?" --temperature 0',
+    low={4: "affine, groups of 64", 8: "affine, groups of 64"},
+    packages={"mlx_vlm": "pip install mlx-vlm    # on Linux: pip install mlx-cpu mlx-vlm"},
+)
