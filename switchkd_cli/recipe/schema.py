@@ -96,7 +96,7 @@ class Checkpoint(Strict):
     """Read a checkpoint without safetensors from pytorch_model.bin (tensors only)."""
 
 
-class Teacher(Checkpoint):
+class TeacherModel(Checkpoint):
     """The frozen model that a student learns from, and how its weights are kept in memory."""
 
     bits: Annotated[Literal[8, 4] | None, _left_out(None)] = None
@@ -525,7 +525,7 @@ class Recipe(Strict):
     """`fsdp`: torch's FSDP2 shards the student, its gradients and AdamW's state over several processes, without DeepSpeed."""
     student: Model
     """The model that learns: made of parts, or a whole checkpoint."""
-    teacher: Teacher | None = None
+    teacher: TeacherModel | None = None
     """The model that it learns from; it stays frozen. A recipe without distillation needs none."""
     switch: Annotated[Switch, _left_out(Switch())] = Switch()
     """What stands between the student's vision tower and the teacher's projector; docs/models.md."""

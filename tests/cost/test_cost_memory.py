@@ -29,7 +29,7 @@ from switchkd_cli.engine.paths import Paths
 from switchkd_cli.engine.training.chunked import ChunkedObjective
 from switchkd_cli.engine.training.objective import LossInputs, Objective
 from switchkd_cli.planning.estimate import Machine
-from switchkd_cli.recipe.schema import RECOMPUTED, Lora, Teacher, Term
+from switchkd_cli.recipe.schema import RECOMPUTED, Lora, TeacherModel, Term
 from tests.support import tiny
 from tests.support.measured import (
     bytes_kept,
@@ -158,8 +158,10 @@ def test_what_a_teacher_s_weights_and_a_student_s_adapters_take_is_planned(gpus)
         "sharded": whole - 4 * matrices * 5 / 7 * (1 - 1 / gpus),
     }
     for weights, size in expected.items():
-        assert held(replace(models, kept=Teacher(checkpoint="x", weights=weights)), "teacher") == pytest.approx(size)
-    packed = replace(models, kept=Teacher(checkpoint="x", bits=8))
+        assert held(replace(models, kept=TeacherModel(checkpoint="x", weights=weights)), "teacher") == pytest.approx(
+            size
+        )
+    packed = replace(models, kept=TeacherModel(checkpoint="x", bits=8))
     assert held(packed, "teacher") == pytest.approx(whole - matrices * (4 - 1 - 4 / 64))
     count, kept = adapter_sizes(paths.student, Lora(rank=2))
     ours = sum(m.weight.numel() for m in paths.student.language.layers.modules() if isinstance(m, nn.Linear))

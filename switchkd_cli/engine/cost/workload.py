@@ -6,7 +6,7 @@ from collections import Counter
 from dataclasses import dataclass
 
 from switchkd_cli.engine.models.shape import ModelShape
-from switchkd_cli.recipe.schema import Teacher
+from switchkd_cli.recipe.schema import TeacherModel
 
 
 @dataclass(frozen=True)
@@ -64,7 +64,7 @@ class ModelPair:
     teacher_parameters: int = 0
     adapter: tuple[int, int, int] = (0, 0, 0)
     """Widths of the features that the switch's adapter reads and gives, and their number of levels."""
-    kept: Teacher | None = None
+    kept: TeacherModel | None = None
     """How the teacher's weights are kept."""
     low_rank: tuple[int, int] | None = None
     """See `low_rank.adapter_sizes`; None: L_S has no adapters."""
