@@ -18,12 +18,7 @@ from switchkd_cli.distributed.launch_config import exit_process
 from switchkd_cli.errors import CRASH, UserError, import_errors, print_in_any_encoding, system_errors
 
 app = typer.Typer(
-    name="switchkd",
-    help="Distil a large vision-language model into a small one with Switch-KD.",
-    no_args_is_help=True,
-    add_completion=False,
-    pretty_exceptions_enable=False,
-    rich_markup_mode=None,
+    name="switchkd", no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None
 )
 
 
@@ -131,10 +126,7 @@ def switchkd(
         bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version and stop.")
     ] = False,
 ) -> None:
-    """Distil a large vision-language model into a small one with Switch-KD.
-
-    Start with: switchkd distill recipes/quickstart.yaml
-    """
+    """Distil a large vision-language model into a small one with Switch-KD."""
 
 
 def main() -> None:
@@ -163,7 +155,3 @@ def main() -> None:
     except Exception:  # noqa: BLE001 (shown with its traceback, and ended with our exit code)
         traceback.print_exc()
         exit_process(CRASH)
-
-
-if __name__ == "__main__":  # for scripts written before `python -m switchkd_cli` worked
-    main()

@@ -31,9 +31,10 @@ TRACKERS: dict[str, dict[str, Any]] = REGISTRIES["tracker"]
 
 # A loss declares what it reads by the names of its positional arguments: a side and a kind (`student_tokens` are read from
 # the path that is its term's `of`, `teacher_tokens` from its `to`), or one of EXTRAS.
-OF_POSITIONS = ("logits", "hidden")
-OF_IMAGES = ("features", "tokens", "attention", "focus")
-EXTRAS = ("targets", "rows", "progress", "state", "teacher_targets", "teacher_spans", "student_spans", "first_pieces")
+OF_POSITIONS = ("logits", "hidden", "mapped")
+OF_IMAGES = ("features", "tokens", "attention", "focus", "attentions")
+EXTRAS: tuple[str, ...] = ("targets", "rows", "progress", "state", "first_pieces", "student_spans", "student_image")
+EXTRAS += ("teacher_targets", "teacher_rows", "teacher_spans", "teacher_image")
 # A loss that compares the logits above a knee names the side of each knee in a decorator, and takes these parameters.
 KNEES = "at_knees_of"
 BOUNDS = ("window", "min_k", "max_k")

@@ -204,10 +204,11 @@ def test_the_loss_level_and_its_targets():
 
 def test_the_step_level(pair):
     level = step.measure_at([TINY], ONCE)
-    sft, kd, naive, ours, switch_again, all_again, by_row, kept, naive_window, window = level.rows
+    sft, kd, naive, ours, focused, switch_again, all_again, by_row, kept, naive_window, window = level.rows
     assert [row.name for row in level.rows] == [row.name for row in step.ROWS]
     assert sft.figures["above floor"] == sft.figures["FLOP ratio"] == 1
     assert 1 < kd.figures["FLOP ratio"] < ours.figures["FLOP ratio"] == naive.figures["FLOP ratio"]
+    assert focused.figures["FLOP ratio"] == ours.figures["FLOP ratio"]  # no path more
     for row in level.rows:
         expected = row.time_ratio.median / row.figures["FLOP ratio"]
         assert row.figures["above floor"] == pytest.approx(expected)

@@ -67,6 +67,26 @@ def test_a_loss(here, loss):
         assert line["loss"] == pytest.approx(terms, rel=1e-5)
 
 
+SCORE = '''
+def surprise(teacher_logits, student_logits, targets, *, power: float = 1.0):
+    """How much less likely the next token is to the student than to the teacher."""
+    of_teacher, of_student = (z.log_softmax(-1).gather(1, targets[:, None])[:, 0] for z in (teacher_logits, student_logits))
+    return (of_teacher - of_student).clamp(min=0) ** power
+'''
+
+
+def test_a_score_of_positions(here, monkeypatch):
+    (here / "added_score.py").write_text(SCORE)
+    monkeypatch.setitem(registry.REGISTRIES["focus"], "surprise", "added_score:surprise")
+    focus = {"by": "surprise", "share": 0.3, "parameters": {"power": 2.0}}
+    term = {"name": "vsd", "loss": "forward_kl", "of": "switch", "to": "teacher", "focus": focus}
+    run, metrics = trained(tiny_run.write(here, distill={"steps": 2, "objective": [tiny_run.CE, term]}), here / "runs")
+    assert run.config.stages[1].paths == {"student", "teacher", "switch"}
+    steps = [line for line in metrics if "loss/vsd" in line]
+    assert len(steps) == 2
+    assert all(line["focus/vsd/even"] != line["loss/vsd"] > 0 for line in steps)
+
+
 def test_a_loss_is_planned(here, loss):
     run = load(tiny_run.write(here, distill={"objective": [tiny_run.CE, loss]}))
     plan = launch.estimate(run, planned_machine(None, "fp32"), here / "runs", {})

@@ -37,6 +37,7 @@ TERMS = {
     "vsd": {"name": "vsd", "loss": "dbild", "of": "switch", "to": "teacher"},
 }
 TERMS |= {f"{name} in 64": TERMS[name] | {"parameters": {"window": 64}} for name in ("align", "vsd")}
+TERMS["vsd at the switch gap"] = TERMS["vsd"] | {"focus": {"by": "switch_gap", "share": 0.2}}
 TERMS |= {f"{name} in a window": TERMS[name] | {"parameters": {"window": 256}} for name in ("align", "vsd")}
 SWITCH = ("ce", "align", "vsd")
 WINDOW = ("ce", "align in a window", "vsd in a window")
@@ -63,6 +64,7 @@ ROWS = (
     Row("logit KD", ("ce", "kd")),
     Row("Switch-KD, naive", SWITCH, naive=dbild),
     Row("Switch-KD, ours", SWITCH),
+    Row("Switch-KD, ours, focus on the switch gap", ("ce", "align", "vsd at the switch gap")),
     Row("Switch-KD, ours, switch pass recomputed", SWITCH, {"activation_checkpointing": ("switch",)}),
     Row("Switch-KD, ours, activation checkpointing", SWITCH, {"activation_checkpointing": True}),
     Row("Switch-KD, ours, teacher row by row", SWITCH, {"teacher_states": "by_row"}),

@@ -25,14 +25,12 @@ if TYPE_CHECKING:
 def compare(options: CompareOptions) -> None:
     if options.report is not None:
         return _report(options.names or [], options, options.report)
-    from switchkd_cli.report.show import chosen_format, unwritable
+    from switchkd_cli.report.show import chosen_format, print_comparison, unwritable
 
     form = chosen_format(options.form, options.out_file)
     if options.demo is not None and (problems := list(unwritable("--demo", options.demo))):
         raise UserError(problems)
     scored, teacher, controls = compared(options)
-    from switchkd_cli.report.show import print_comparison
-
     print_comparison(scored, teacher, form, options.out_file, controls=controls, against=options.against)
     if options.out_file is not None:
         console.say(f"file: {options.out_file}")

@@ -3,16 +3,19 @@
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from switchkd_cli import registry
 from switchkd_cli.distributed.launch_config import LaunchConfig
+from switchkd_cli.package_data import read_yaml
 from switchkd_cli.planning import estimate as plan
 from switchkd_cli.planning import preflight
 from switchkd_cli.recipe.load import load_rows
 from switchkd_cli.recipe.run import Run
-from switchkd_cli.recipe.schema import Checkpoint, Fresh, Model, Stage, Term
+from switchkd_cli.recipe.schema import Checkpoint, Fresh, Model, Term
+from switchkd_cli.report.formats.markup import environment_of
 from switchkd_cli.runs import run_folder
-from switchkd_cli.runs.claim import FolderState, folder_state
+from switchkd_cli.runs.claim import folder_state
 from switchkd_cli.scheduler import launch
 from switchkd_cli.scheduler.run_options import RunOptions
 from switchkd_cli.terminal.console import show_table
@@ -21,21 +24,7 @@ UNKNOWN = "unknown"
 NO_TIME = 0.05 / 3600  # hours that would be printed as 0
 PARTS = ("vision", "projector", "language")
 TOKENS = ("image", "prompt", "answer")
-NEEDS = {
-    "adapter": "the switch needs a map from the student's features to the teacher's: switch: {adapter: linear}",
-    "bytes": "compare answers by their bytes: `alignment: bytes` in each term between student and teacher (docs/methods.md)",
-    "impossible": "no map helps: both must be equal",
-}
-"""What a pair of models needs, by the verdict on a fact."""
-
-
-STATES: dict[FolderState, str] = {
-    "new": "new",
-    "finished": "finished: would be reused",
-    "interrupted": "interrupted: would be resumed",
-    "unfinished": "unfinished: would be moved aside",
-    "other": "holds another run: needs --overwrite or --out",
-}
+WORDS = read_yaml(__file__)
 
 
 def show_plans(
@@ -75,27 +64,14 @@ def show_plans(
 
 def show_plan(run: Run, root: Path, same: Run) -> None:
     """Print what the run would do, or of which earlier run (`same`, if not itself) it is the same."""
-    config, folder = run.config, run_folder.folder(root, run)
-    _line("run", f"{run.recipe}, row {run.row}: {run.title}")
-    if same is not run:
-        _line("", f"the same run as {same.recipe}, row {same.row}")
-    else:
-        _line("folder", f"{folder.path} ({STATES[folder_state(folder, run)]})")
-        _line("seed", f"{run.seed}, {config.precision}")
-        _line("student", _model(config.student))
-        _line("teacher", _model(config.teacher) if config.teacher else "none")
-        done = [i for i in range(len(config.stages)) if run_folder.stage(root, run.stage_key(i)).done]
-        for i, stage in enumerate(config.stages):
-            _line("stage", _stage(stage, reused=i <= max(done, default=-1)))
-        if (e := config.evaluation) is not None:
-            items = f"{e.items} items each" if e.items else "all items"
-            split = f", {e.split} split" if e.world == "playground" else ""  # others have their own
-            _line("scores", f"{e.world}{split}, {items}: {', '.join(e.benchmarks)}")
-    print()
+    folder = run_folder.folder(root, run)
+    done = [i for i in range(len(run.config.stages)) if run_folder.stage(root, run.stage_key(i)).done]
+    about = {"folder": folder, "state": WORDS["state"][folder_state(folder, run)], "done": max(done, default=-1)}
+    print(_rendered("dry_run.txt.jinja", run=run, same=same, config=run.config, **about))
 
 
-def _line(name: str, text: str) -> None:
-    print(f"{name:<9}{text}")
+def _rendered(template: str, **values: Any) -> str:
+    return environment_of(Path(__file__).parent, _model, _term, _total).get_template(template).render(**values)
 
 
 def _show_run(estimate: plan.RunEstimate, before: plan.RunEstimate | None = None) -> None:
@@ -152,45 +128,24 @@ def show_pair(facts: Sequence[plan.PairFact]) -> None:
     columns = ("fact", "student", "teacher", "verdict")
     if facts:
         show_table(columns, [(fact.name, fact.student, fact.teacher, fact.verdict) for fact in facts], text=columns)
-    for verdict in dict.fromkeys(fact.verdict for fact in facts if fact.verdict in NEEDS):
-        print(f"{verdict}: {NEEDS[verdict]}")
+    for verdict in dict.fromkeys(fact.verdict for fact in facts if fact.verdict in WORDS["needs"]):
+        print(f"{verdict}: {WORDS['needs'][verdict]}")
 
 
 def _show_all(estimates: Sequence[plan.RunEstimate]) -> None:
     """Print hours and disk of all runs (stages that they share count once), downloads, and what the figures rest on."""
-    stages = {stage.key: stage for estimate in estimates for stage in estimate.stages if not stage.reused}
-    downloads = {d.name + d.where: d for estimate in estimates for d in estimate.downloads}
-    hours = [stage.hours for stage in stages.values()]
+    stages = {stage.key: stage for estimate in estimates for stage in estimate.stages if not stage.reused}.values()
+    hours, saved = [stage.hours for stage in stages], [stage.saved_bytes for stage in stages]
     scoring = list({key: each for estimate in estimates for key, each in estimate.scoring.items()}.values())
-    _line("time", f"{_sum(hours, _time)} for what is to be trained")
-    if scoring:
-        waiting = ", while the others wait" * any(estimate.machine.gpus > 1 for estimate in estimates)
-        _line("scores", f"{_sum(scoring, _time)} of one process{waiting}")
-    for machine in dict.fromkeys(estimate.machine for estimate in estimates):
-        dollars = _sum([of and of * machine.gpus * machine.price for of in (*hours, *scoring)], "${:,.2f}".format)
-        _line("machine", str(machine))
-        _line("cost", f"{dollars} for both on all GPUs, idle ones too, at ${machine.price:g} an hour")
-    _line("disk", f"{_sum([stage.saved_bytes for stage in stages.values()], _file_size)} of saved students")
-    for download in downloads.values():
-        size = "" if download.size is None else f", {_file_size(download.size)}"
-        note = f" ({download.note})" if download.note else ""
-        _line("fetch", f"{download.name}{size} -> {download.where}{note}")
-    for note in dict.fromkeys(note for estimate in estimates for note in estimate.notes):
-        _line("note", note)
-
-
-def _stage(s: Stage, *, reused: bool) -> str:
-    length = f"{s.steps} steps" if s.steps else f"{s.epochs:g} epochs"
-    parts = [part + (f" x{s.lr_scale[part]:g}" if part in s.lr_scale else "") for part in s.train]
-    micro = "" if s.micro_batch in (None, s.batch) else f" (by {s.micro_batch})"
-    data = s.data if isinstance(s.data, str) else ", ".join(map(str, s.data))
-    lines = [
-        f"{s.name}, {length} of {s.batch} rows{micro} from {data}" + (", reused" if reused else ""),
-        f"  trains   {', '.join(parts)}, lr {s.lr:g}, {s.schedule}",
-        f"  computes {', '.join(sorted(s.paths))}",
-        *(f"  {_term(term)}" for term in s.objective),
-    ]
-    return "\n         ".join(lines)
+    costs = {
+        machine: [of and of * machine.gpus * machine.price for of in (*hours, *scoring)]
+        for machine in dict.fromkeys(estimate.machine for estimate in estimates)
+    }
+    about: dict[str, Any] = {"hours": hours, "saved": saved, "scoring": scoring, "costs": costs}
+    about["downloads"] = {d.name + d.where: d for estimate in estimates for d in estimate.downloads}.values()
+    about["notes"] = dict.fromkeys(note for estimate in estimates for note in estimate.notes)
+    forms = {"time": _time, "size": _file_size, "dollars": "${:,.2f}".format}
+    print(_rendered("dry_run_total.txt.jinja", **about, **forms), end="")
 
 
 def _term(term: Term) -> str:
@@ -240,6 +195,6 @@ def _term_of_time(term: plan.TimeTerm | None) -> str:
     return adds if adds == takes else f"{adds} of {takes}"
 
 
-def _sum(values: Sequence[float | None], form: Callable[[float], str]) -> str:
+def _total(values: Sequence[float | None], form: Callable[[float], str]) -> str:
     known = form(sum(value for value in values if value is not None))
     return f"at least {known}, not all are known" if None in values else known

@@ -16,7 +16,7 @@ from switchkd_cli.runs import run_folder
 from switchkd_cli.runs.claim import is_finished
 from switchkd_cli.runs.run_folder import RunFolder
 from switchkd_cli.scheduler import launch, pool
-from switchkd_cli.scheduler.pool import Failure, Job, check_failures
+from switchkd_cli.scheduler.pool import Failure, check_failures
 from switchkd_cli.terminal import console
 
 
@@ -126,7 +126,7 @@ def ablate(options: AblateOptions) -> list[RunFolder]:
         try:
             _print_table(file, runs, root)
         except UserError as error:
-            failures.append(Failure(Job(f"{file}: its table", ()), error))
+            failures.append(Failure(f"{file}: its table", error))
             failures[-1].show()
     check_failures(failures, planned)
     return [run_folder.folder(root, run) for run in planned if is_finished(root, run)]

@@ -152,8 +152,10 @@ def _kinds(term: Term) -> set[str]:
 
 def _compares_places(term: Term) -> bool:
     """Return whether a term compares the student's visual tokens, or positions of them, one by one with another model's."""
-    of_images = registry.signature("loss", term.loss).of_images
-    return "student" in term.paths and len(term.paths) > 1 if of_images else term.on in ("image", "all")
+    signature = registry.signature("loss", term.loss)
+    if signature.of_images:
+        return "student" in term.paths and len(term.paths) > 1
+    return term.on in ("image", "all") and "teacher_rows" not in signature.positional
 
 
 def _as_compared(fact: PairFact, terms: Iterable[Term]) -> PairFact:

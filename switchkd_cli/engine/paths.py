@@ -43,10 +43,12 @@ class Paths(nn.Module):
     |-----------|-----------------------------------------------|--------------------|
     | logits    | L's logits, at the positions of `keep`        | [N, vocabulary]    |
     | hidden    | L's hidden states there, before the head      | [N, width of L]    |
+    | mapped    | the same, in the teacher's width              | [N, width of L]    |
     | features  | V's features, before the projector            | [P, F, width of V] |
     | tokens    | P's visual tokens, before the language model  | [P, M, width of L] |
     | attention | L's first layer, from text to visual tokens   | [P, T, M, heads]   |
     | focus     | the mean of `attention` over heads            | [P, T, M]          |
+    | attentions | the same of every layer                      | [P, T, M, layers]  |
 
     Only the requested outputs are computed: features alone need no language model. Logits are cut to `vocabulary`
     columns, the ids that both tokenizers share, so that padding columns of a wider head never enter a loss. With `tokens`
@@ -113,7 +115,7 @@ class Paths(nn.Module):
     def adapt(self, names: Collection[str], seed: int = 0) -> list[nn.Parameter]:
         """Draw new adapters for the outputs of these names and return their weights, to be trained.
 
-        Where the student's features, tokens or attention heads are not as wide as the teacher's, a linear layer maps them
+        Where the student's features, tokens, heads or `mapped` states are not as wide as the teacher's, a linear layer maps them
         to the teacher's width (FitNets, 1412.6550). It belongs to the training, not to the student.
         """
         self.adapters = nn.ModuleDict()
@@ -172,7 +174,7 @@ class Paths(nn.Module):
         model = self.student if path == "student" else self.teacher
         assert model is not None, "these paths have no teacher"
         states = self.states if path == "teacher" else None
-        of_text = {"hidden", "logits"} & set(kinds)
+        of_text = {"hidden", "mapped", "logits"} & set(kinds)
         from_images = set(kinds) if states is None else set(kinds) - of_text
         values: dict[str, PerImage] = {}
         if from_images:
@@ -191,12 +193,14 @@ class Paths(nn.Module):
         if from_images & {"attention", "focus"}:
             values["attention"] = model.attention(batch, values["tokens"])
             values["focus"] = apply(lambda heads: heads.mean(-1), values["attention"])
+        if "attentions" in from_images:
+            values["attentions"] = model.attentions(batch, values["tokens"])
         if of_text:
             if states is None:
                 hidden = model.hidden_states(batch, values["tokens"], keep)
             else:
                 hidden = states(batch, keep, self.teacher_hidden_states)
-            values["hidden"] = hidden
+            values |= {"hidden": hidden, "mapped": hidden}
             if "logits" in kinds:
                 values["logits"] = model.logits(hidden)[:, : self.columns[path]]
         real = slice(len(batch.images))  # without the blank image

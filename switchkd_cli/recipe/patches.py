@@ -11,6 +11,7 @@ number: `stages.distill.objective.vsd.weight`. `apply` and `drop` never change t
 
 import copy
 from collections.abc import Mapping, Sequence
+from functools import cache
 from os.path import isfile
 from pathlib import Path
 from typing import Any
@@ -37,7 +38,7 @@ def apply(data: Any, values: Mapping[str, Any], place: str = "override") -> tupl
     Returns the changed data and, by path, why a value could not be set. Values were written at `place`, or where `values`
     was read from.
     """
-    data, misfits = copy.deepcopy(data), {}
+    data, misfits = copy.deepcopy(data) if values else data, {}
     for dotted, value in values.items():
         try:
             _set(data, dotted, value, getattr(values, "places", {}).get(dotted, place))
@@ -48,7 +49,7 @@ def apply(data: Any, values: Mapping[str, Any], place: str = "override") -> tupl
 
 def drop(data: Any, names: Sequence[Any]) -> tuple[Any, list[str]]:
     """Remove the named terms from every stage's objective. Returns the changed data, and a message for each unknown name."""
-    data = copy.deepcopy(data)
+    data = copy.deepcopy(data) if names else data
     objectives = [listed(stage.get("objective")) for _, stage in mappings(at(data, "stages"))]
     known = sorted({name for terms in objectives for name in map(item_name, terms) if name})
     for terms in objectives:
@@ -166,8 +167,11 @@ def _printed() -> dict[str, Any]:
     """Return the entries of all files in recipes/printed/, with their places."""
     entries: dict[str, Any] = {}
     for file in yaml_files("printed").values():
-        entries |= mapping(yaml_positions.read(file.read_text(encoding="utf-8"), str(file)))
+        entries |= mapping(_parsed(file.read_text(encoding="utf-8"), str(file)))
     return entries
+
+
+_parsed = cache(yaml_positions.read)
 
 
 def _text(path: Path) -> str:

@@ -130,16 +130,8 @@ def _images(spec: DataSet) -> str | None:
 
 # Fields that no result depends on, so they are no part of a key. Of `deepspeed` a key has `Recipe.arithmetic` instead.
 NOT_IN_KEYS = {
-    "title",
-    "rows",
-    "controls",
-    "world",
-    "stand_ins",
-    "checkpoints",
-    "check",
-    "trackers",
-    "deepspeed",
-    "launcher",
+    *("title", "rows", "controls", "world", "stand_ins"),
+    *("checkpoints", "check", "trackers", "deepspeed", "launcher"),
 }
 NOT_IN_KEYS_OF_STAGES = {"activation_checkpointing"}
 NOT_IN_KEYS_OF_TEACHER = {"weights"}

@@ -66,24 +66,17 @@ class Number:
     """Decimal places: more for a score on lmms-eval's own scale."""
 
     @property
-    def low(self) -> float:
-        return self.value - (self.interval or 0.0)
-
-    @property
-    def high(self) -> float:
-        return self.value + (self.interval or 0.0)
-
-    @property
     def ends(self) -> Interval:
         """The two ends of its interval."""
-        return Interval(self.low, self.high, self.detectable, self.digits)
+        half = self.interval or 0.0
+        return Interval(self.value - half, self.value + half, self.detectable, self.digits)
 
     @property
     def side(self) -> Side | None:
         """1 or -1 for a clear difference, 0 for an unclear one; None where there is nothing to tell."""
         if not self.difference or self.seeds is None:
             return None
-        return 0 if self.interval is None else side(self.low, self.high)
+        return 0 if self.interval is None else side(self.ends.low, self.ends.high)
 
     @property
     def points(self) -> str:
@@ -98,13 +91,8 @@ class Number:
             return ""
         return "± ?" if self.interval is None else f"± {self.interval:.{self.digits}f}"
 
-    @property
-    def mde(self) -> str:
-        """The minimum detectable effect of an unclear difference; else empty."""
-        return self.ends.mde
-
     def __str__(self) -> str:
-        unclear = ", ".join(filter(None, ("not clear", self.mde))) if self.side == 0 else ""
+        unclear = ", ".join(filter(None, ("not clear", self.ends.mde))) if self.side == 0 else ""
         text = " ".join(filter(None, (self.points, self.spread, unclear)))
         return text if self.counted else f"({text})"
 

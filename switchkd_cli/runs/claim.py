@@ -151,16 +151,8 @@ def _resume(target: RunFolder, point: ResumePoint) -> None:
 
 
 def _create(target: RunFolder, run: Run) -> None:
-    record = {
-        "status": "running",
-        **run.names,
-        "seed": run.seed,
-        "key": run.key,
-        "inputs": run.inputs,
-        **provenance.made_with(),
-        "machine": provenance.machine(),
-        "started": now(),
-    }
+    record = {"status": "running", **run.names, "seed": run.seed, "key": run.key, "inputs": run.inputs}
+    record |= {**provenance.made_with(), "machine": provenance.machine(), "started": now()}
     with atomic_folder(target.path) as partial:
         write_text(RunFolder(partial).recipe, run.text)
         write_json(RunFolder(partial).record, record)

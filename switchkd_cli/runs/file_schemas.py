@@ -82,6 +82,7 @@ class Measured(Lenient):
 class Fidelity(Measured):
     agreement: Real
     kl: Real
+    error_consistency: Real | None = None
 
 
 class EyesOrReader(Measured):

@@ -9,7 +9,7 @@ import sys
 import time
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -25,44 +25,44 @@ from switchkd_cli.runs.claim import is_finished
 from switchkd_cli.scheduler import launch
 from switchkd_cli.scheduler.run_options import RunOptions
 from switchkd_cli.terminal import console
-from switchkd_cli.terminal.progress import Matrix, Progress
+from switchkd_cli.terminal.progress import Follower, Matrix, Progress
 
 WORKER = (sys.executable, "-m", "switchkd_cli")
 TAIL = 15  # lines of a failed worker's output that are shown
 
 
-@dataclass(frozen=True)
-class Job:
-    """The work of one worker process."""
+@dataclass(eq=False)
+class Job(Follower):
+    """The work of one worker process, as it is followed on the screen."""
 
-    name: str
-    """Its name on the screen."""
-    runs: tuple[Run, ...]
+    runs: tuple[Run, ...] = ()
     """One run under its several names: the first is trained and scored, the others reuse it."""
     scoring: bool = False
     """Score the first run's teacher and the baselines instead of training."""
+    process: subprocess.Popen[bytes] = field(init=False, repr=False)
+    output: Path = field(init=False, repr=False)
 
     @property
     def run(self) -> Run:
         return self.runs[0]
 
-    @property
-    def cost_group(self) -> str:
-        """Jobs of one group take about equally long."""
-        return "scoring" if self.scoring else f"{self.run.recipe}/{self.run.row}"
+    def text(self) -> str:
+        return self.output.read_text(encoding="utf-8", errors="replace")
 
 
 @dataclass(frozen=True)
 class Failure:
-    """A job that failed, and why; of a worker process this is its output, with its exit code."""
+    """What failed, and why; of a worker process this is its output, with its exit code."""
 
-    job: Job
+    name: str
     error: UserError
+    runs: Sequence[Run] = ()
+    """One run under its several names; none where something else failed."""
 
     def show(self) -> None:
-        console.say(f"{self.job.name}: failed")
+        console.say(f"{self.name}: failed")
         console.say("".join(f"  {line}\n" for line in self.error.lines[-TAIL:]).rstrip())
-        if others := [f"{run.recipe}/{run.row}" for run in self.job.runs[1:]]:
+        if others := [f"{run.recipe}/{run.row}" for run in self.runs[1:]]:
             console.say(f"  the same run under other names failed with it: {', '.join(others)}")
 
 
@@ -93,42 +93,36 @@ def in_workers(
         run_folder.set_stages_aside(options.out, planned)
     failures, waiting, seconds = _queue(planned, teachers, options)
     threads = max(1, cores() // (config.per_node if config else jobs))
-    active: list[_Worker] = []
-    matrix = Matrix([job.cost_group for job in waiting], jobs=jobs, took=seconds)
+    matrix = Matrix(waiting, jobs=jobs, took=seconds)
     with ExitStack() as stack:
         for run in planned:
             stack.enter_context(tidy(run_folder.folder(options.out, run).path))
         scratch = Path(stack.enter_context(TemporaryDirectory(prefix="switchkd-")))
         display = stack.enter_context(Progress(matrix=matrix))
         try:
-            while waiting or active:
-                nothing_to_score = not active and waiting[0].scoring and not matrix.done
+            while waiting or matrix.running:
+                nothing_to_score = not matrix.running and waiting[0].scoring and not matrix.done
                 if nothing_to_score or (failures and not keep_going):
                     waiting.clear()
-                    matrix.waiting.clear()
-                while waiting and len(active) < jobs and (matrix.done or not waiting[0].scoring):
-                    job = waiting.pop(0)
-                    worker = _start(job, scratch / str(len(waiting)), options, threads)
-                    active.append(worker)
-                    idle = {"idle": "being scored"} if job.scoring else {}
-                    matrix.start(worker.metrics, job.run.config.stages[-1].name, job.name, **idle)
+                while waiting and len(matrix.running) < jobs and (matrix.done or not waiting[0].scoring):
+                    _start(waiting[0], scratch / str(len(waiting)), options, threads)
+                    matrix.start()
                 time.sleep(0.1)
-                for worker in [w for w in active if w.process.poll() is not None]:
-                    active.remove(worker)
+                for job in [job for job in matrix.running if job.process.poll() is not None]:
                     display.read()  # its last steps
-                    failures += _finish(worker, options, display.say)
-                    matrix.end(worker.metrics, failed=bool(worker.process.returncode))
+                    failures += _finish(job, options, display.say)
+                    matrix.end(job, failed=bool(job.process.returncode))
                     display.tell_matrix()
         finally:
-            for worker in active:
-                worker.process.terminate()
+            for job in matrix.running:
+                job.process.terminate()
             try:
-                for worker in active:
-                    worker.process.wait()
-                    display.say(f"{worker.job.name}: {(worker.text().splitlines() or ['ended'])[-1]}")
+                for job in matrix.running:
+                    job.process.wait()
+                    display.say(f"{job.label}: {(job.text().splitlines() or ['ended'])[-1]}")
             except BaseException:  # a second stop signal
-                for worker in active:
-                    worker.process.kill()
+                for job in matrix.running:
+                    job.process.kill()
                 raise
     for failure in failures:
         failure.show()
@@ -138,35 +132,44 @@ def in_workers(
 def _queue(
     planned: Sequence[Run], teachers: Sequence[Run], options: RunOptions
 ) -> tuple[list[Failure], list[Job], dict[str, list[float]]]:
-    """Failures to reuse a finished run, the jobs that are left, and the seconds of finished jobs by cost group."""
+    """Failures to reuse a finished run, the jobs that are left, and the seconds of finished jobs by row."""
     sources = {} if options.overwrite else run_folder.by_key(options.out)
     if finished := sum(is_finished(options.out, run) for run in planned if not options.overwrite):
         console.say(f"{finished} of {len(planned)} runs finished before, reused: {planned[0].compared}")
     failures: list[Failure] = []
     waiting: list[Job] = []
     seconds: dict[str, list[float]] = {}
-    for job in unique_jobs(planned):
+    for job in unique_jobs(planned, options.out):
         if (source := sources.get(job.run.key)) is None:
             waiting.append(job)
         else:
-            seconds.setdefault(job.cost_group, []).append(source.info().get("seconds", 0.0))
+            seconds.setdefault(job.row, []).append(source.info().get("seconds", 0.0))
             failures += _reuse(job, source, options, console.say)
-    waiting += [job for job in scoring_jobs(teachers) if launch.known_teacher_results(job.run, options.out) is None]
+    scoring = scoring_jobs(teachers, options.out)
+    waiting += [job for job in scoring if launch.known_teacher_results(job.run, options.out) is None]
     return failures, waiting, seconds
 
 
-def unique_jobs(planned: Sequence[Run]) -> list[Job]:
+def unique_jobs(planned: Sequence[Run], root: Path) -> list[Job]:
     """One job per key, in the order in which the keys first appear."""
     by_key = grouped((run.key, run) for run in planned)
     several = len({run.recipe for run in planned}) > 1
-    return [Job(_prefix(same[0]) * several + same[0].name, tuple(same)) for same in by_key.values()]
+    return [_job(same, _prefix(same[0]) * several + same[0].name, root) for same in by_key.values()]
 
 
-def scoring_jobs(runs: Iterable[Run]) -> list[Job]:
+def scoring_jobs(runs: Iterable[Run], root: Path) -> list[Job]:
     """One job per different teacher of the runs; none for recipes without an evaluation."""
     teachers = grouped((run.teacher_key, run) for run in runs if run.config.evaluation is not None).values()
     title = "the teacher and the baselines"
-    return [Job(_prefix(run) * (len(teachers) > 1) + title, (run,), scoring=True) for run, *_ in teachers]
+    return [_job(same[:1], _prefix(same[0]) * (len(teachers) > 1) + title, root, scoring=True) for same in teachers]
+
+
+def _job(runs: Sequence[Run], name: str, root: Path, *, scoring: bool = False) -> Job:
+    run, last = runs[0], runs[0].config.stages[-1].name
+    if scoring:
+        metrics = run_folder.evaluation(root, run.teacher_key).path.with_suffix(".jsonl")
+        return Job(metrics, name, "being scored", "scoring", last, runs=tuple(runs), scoring=True)
+    return Job(run_folder.folder(root, run).metrics, name, row=f"{run.recipe}/{run.row}", last=last, runs=tuple(runs))
 
 
 def _prefix(run: Run) -> str:
@@ -185,21 +188,8 @@ def _reuse(job: Job, source: run_folder.RunFolder, options: RunOptions, say: Cal
             launch.take_over(run, source, options)
             say(f"{place}: the same run as {source.place}, reused")
         except UserError as error:
-            failures.append(Failure(Job(place, (run,)), error))
+            failures.append(Failure(place, error, [run]))
     return failures
-
-
-@dataclass
-class _Worker:
-    """A worker process, the file with its output, and the file in which its steps are logged."""
-
-    job: Job
-    process: subprocess.Popen[bytes]
-    output: Path
-    metrics: Path
-
-    def text(self) -> str:
-        return self.output.read_text(encoding="utf-8", errors="replace")
 
 
 def work(file: Path) -> None:
@@ -213,44 +203,39 @@ def work(file: Path) -> None:
         launch.run_one(job.run, options)
 
 
-def _start(job: Job, file: Path, options: RunOptions, threads: int) -> _Worker:
+def _start(job: Job, file: Path, options: RunOptions, threads: int) -> None:
     """Start a worker that reads its job from `file`."""
-    run, root, output = job.run, options.out, file.with_suffix(".txt")
     file.write_bytes(pickle.dumps((job, options)))
-    variables = {
-        "OMP_NUM_THREADS": str(threads),
-        provenance.COMMAND: json.dumps(provenance.command()),
-        "PYTHONIOENCODING": "utf-8",  # the output is read back from a file
-    }
-    with output.open("w") as stream:
+    job.output = file.with_suffix(".txt")
+    variables = {"OMP_NUM_THREADS": str(threads), provenance.COMMAND: json.dumps(provenance.command())}
+    variables["PYTHONIOENCODING"] = "utf-8"  # the output is read back from a file
+    with job.output.open("w") as stream:
         ways: dict[str, Any] = {"stdin": subprocess.DEVNULL, "stdout": stream, "stderr": stream}
-        process = subprocess.Popen([*WORKER, "worker", str(file)], env={**os.environ, **variables}, **ways)
-    scores = run_folder.evaluation(root, run.teacher_key).path
-    metrics = scores.with_suffix(".jsonl") if job.scoring else run_folder.folder(root, run).metrics
-    return _Worker(job, process, output, metrics)
+        job.process = subprocess.Popen([*WORKER, "worker", str(file)], env={**os.environ, **variables}, **ways)
 
 
-def _finish(worker: _Worker, options: RunOptions, say: Callable[[str], None]) -> list[Failure]:
+def _finish(job: Job, options: RunOptions, say: Callable[[str], None]) -> list[Failure]:
     """Save the worker's output in its run's log, say how it ended, and reuse its run under its other names."""
-    job, code, text = worker.job, worker.process.returncode, worker.text()
+    code, text = job.process.returncode, job.text()
     folder = run_folder.folder(options.out, job.run)
     if folder.path.exists() and not job.scoring:
         with folder.text_log.open("a", encoding="utf-8") as log:
             log.write(text)
     where = "" if job.scoring else f" ({folder.path})"
-    say(f"{job.name}: {'failed' if code else 'done'}{where}")
+    say(f"{job.label}: {'failed' if code else 'done'}{where}")
     if not code:
         return _reuse(job, folder, options, say)
     if code < 0:  # ended by the system, without a word of its own
         why = ", most likely out of memory: fewer --jobs need less" if -code == signal.SIGKILL else ""
         text = f"{text.rstrip()}\nended by signal {-code} ({signal.strsignal(-code)}){why}".lstrip()
-    return [Failure(job, UserError(text.splitlines() or f"exit code {code}", code=code))]
+    error = UserError(text.splitlines() or f"exit code {code}", code=code)
+    return [Failure(job.label, error, () if job.scoring else job.runs)]
 
 
 def check_failures(failures: Sequence[Failure], planned: Sequence[Run]) -> None:
     """Raise UserError when there are any: with the exit code that they share (INPUT or MACHINE), else CRASH."""
     if failures:
-        failed = sum(len(failure.job.runs) for failure in failures if not failure.job.scoring)  # under each name
+        failed = sum(len(failure.runs) for failure in failures)  # under each name
         what = f"{failed} of {len(planned)} runs failed" if failed else "not everything could be done"
         codes = {failure.error.code for failure in failures}
         code = codes.pop() if codes in ({INPUT}, {MACHINE}) else CRASH

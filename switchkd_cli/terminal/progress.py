@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from pathlib import Path
 from statistics import fmean
-from typing import Any, Self, TextIO
+from typing import Any, Generic, Self, TextIO, TypeVar
 
 from rich.console import Console, Group
 from rich.live import Live
@@ -27,14 +27,14 @@ from switchkd_cli.errors import discard_output
 from switchkd_cli.recipe.schema import VALIDATION
 
 
-@dataclass
+@dataclass(eq=False)
 class Follower:
-    """A run that was started, and its growing metrics file: the position up to which it was read, and the newest step."""
+    """A run, and its growing metrics file: the position up to which it was read, and the newest step."""
 
     path: Path
     label: str
     idle: str = "no step yet"  # the run loads its models, or waits for a stage that another run trains
-    row: str = ""
+    row: str = ""  # runs of one row take about equally long
     last: str = ""  # its last stage
     began: float = 0.0
     offset: int = 0
@@ -63,19 +63,21 @@ class Follower:
                 yield {"event": "unreadable line", "text": f"in {self.path}"}
 
 
-@dataclass
-class Matrix:
-    """Counts of runs, and the estimated seconds that are left.
+Followed = TypeVar("Followed", bound=Follower)
 
-    `waiting` are the rows of the waiting runs, in order; `took` the seconds of finished runs, by row, also of those that
-    finished before. `jobs` run at a time.
+
+@dataclass
+class Matrix(Generic[Followed]):
+    """Runs that wait, in their order, and those that run, `jobs` at a time; their counts, and the estimated seconds left.
+
+    `took` are the seconds of finished runs, by row, also of those that finished before.
     """
 
-    waiting: list[str]
+    waiting: list[Followed]
     jobs: int
     took: dict[str, list[float]] = field(default_factory=dict)
     now: Callable[[], float] = time.monotonic
-    running: dict[Path, Follower] = field(default_factory=dict)
+    running: list[Followed] = field(default_factory=list)
     failed: int = 0
 
     def __post_init__(self) -> None:
@@ -85,13 +87,15 @@ class Matrix:
     def done(self) -> int:
         return sum(map(len, self.took.values()))
 
-    def start(self, path: Path, last: str, label: str = "", idle: str = Follower.idle) -> None:
-        """The next waiting run begins; it is named by the path of its metrics, and `last` is its last stage."""
-        self.running[path] = Follower(path, label, idle, self.waiting.pop(0), last, self.now())
+    def start(self) -> None:
+        """The next waiting run begins."""
+        run = self.waiting.pop(0)
+        run.began = self.now()
+        self.running.append(run)
 
-    def end(self, path: Path, *, failed: bool) -> None:
+    def end(self, run: Followed, *, failed: bool) -> None:
         """A run ended. The time of a failed one estimates nothing."""
-        run = self.running.pop(path)
+        self.running.remove(run)
         if failed:
             self.failed += 1
         else:
@@ -104,7 +108,7 @@ class Matrix:
     @property
     def left(self) -> float | None:
         """Estimated seconds until the last run ends; None while there is nothing to estimate them from."""
-        running, waiting, now = list(self.running.values()), list(self.waiting), self.now()  # threads may change them
+        running, waiting, now = list(self.running), list(self.waiting), self.now()  # threads may change them
         # before its last stage, a run's end is not known: later stages have another speed
         steps = [seconds_left(run.step) if run.step.get("stage") == run.last else None for run in running]
         known = {row: fmean(seconds) for row, seconds in list(self.took.items()) if seconds}
@@ -117,8 +121,8 @@ class Matrix:
         workers = [0.0] * (self.jobs - len(running))  # seconds until each worker is free
         for run, rest in zip(running, steps, strict=True):
             workers.append(max(rest or 0.0, known.get(run.row, mean) - (now - run.began)))
-        for row in waiting:
-            workers[workers.index(min(workers))] += known.get(row, mean)
+        for run in waiting:
+            workers[workers.index(min(workers))] += known.get(run.row, mean)
         return max(workers, default=0.0)
 
 
@@ -136,9 +140,9 @@ PLAIN_LINES = 10  # per stage, where nothing can be redrawn
 class Progress:
     """Follow metrics files, and the matrix that they belong to, in a thread of its own."""
 
-    def __init__(self, stream: TextIO | None = None, matrix: Matrix | None = None) -> None:
+    def __init__(self, stream: TextIO | None = None, matrix: Matrix[Any] | None = None) -> None:
         self.stream = stream or sys.stderr
-        self.matrix = matrix or Matrix([], jobs=1)
+        self.matrix: Matrix[Any] = matrix or Matrix([], jobs=1)
         self._estimated = False  # whether the matrix's end was estimated before
         self._lock = threading.Lock()
         self._stop = threading.Event()
@@ -146,7 +150,7 @@ class Progress:
 
     def follow(self, path: Path, label: str) -> None:
         """Show what a single run logs to a file."""
-        self.matrix.running[path] = Follower(path, label)
+        self.matrix.running.append(Follower(path, label))
 
     def tell_matrix(self) -> None:
         """Print a line on the whole matrix: always where nothing is drawn, otherwise when all runs have ended."""
@@ -175,7 +179,7 @@ class Progress:
         if self.matrix.total:
             ended = self.matrix.done + self.matrix.failed
             lines.append(bar(ended, self.matrix.total, (), [matrix_line(self.matrix, datetime.now())]))
-        for follower in list(self.matrix.running.values()):
+        for follower in list(self.matrix.running):
             if s := follower.step:
                 before = [Text(follower.label, style="bold"), str(s.get("stage", ""))]
                 lines.append(bar(s["step"], s["steps"], before, [f"{s['step']}/{s['steps']}", left(s), speed(s)]))
@@ -187,7 +191,7 @@ class Progress:
     def read(self) -> None:
         """Show what was logged since the last call."""
         with self._lock:
-            for follower in list(self.matrix.running.values()):
+            for follower in list(self.matrix.running):
                 for entry in follower.read():
                     self._entry(follower, entry)
 
@@ -280,7 +284,7 @@ def clock(seconds: float) -> str:
     return f"{hours}:{rest // 60:02}:{rest % 60:02}" if hours else f"{rest // 60}:{rest % 60:02}"
 
 
-def matrix_line(matrix: Matrix, now: datetime) -> str:
+def matrix_line(matrix: Matrix[Any], now: datetime) -> str:
     """Counts of runs, and the estimated end of the last one; `now` is the reader's local time."""
     counts = {"failed": matrix.failed, "running": len(matrix.running), "to come": len(matrix.waiting)}
     head = f"{matrix.done} of {matrix.total} done"

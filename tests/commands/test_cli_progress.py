@@ -106,7 +106,7 @@ def test_the_live_drawing(tmp_path):
 
     display = Progress(io.StringIO())
     display.follow(tmp_path / "m", "Switch-KD [a]")
-    display.matrix.running[tmp_path / "m"].step = STEP
+    display.matrix.running[0].step = STEP
     out = io.StringIO()
     Console(file=out, width=160, markup=False).print(display.draw())
     text = out.getvalue()
@@ -125,8 +125,10 @@ def test_the_live_drawing(tmp_path):
 
 def matrix_in_progress(tmp_path, jobs=1):
     """Three runs of a row that took 90 seconds, the first of them at its STEP."""
-    matrix = Matrix(["a", "a", "b"], jobs=jobs, took={"a": [90.0]}, now=lambda: 0.0)
-    matrix.start(tmp_path / "m", "distill", "Switch-KD")
+    named = (("Switch-KD", "a"), ("SFT", "a"), ("VSD", "b"))
+    waiting = [Follower(tmp_path / name, name, row=row, last="distill") for name, row in named]
+    matrix = Matrix(waiting, jobs=jobs, took={"a": [90.0]}, now=lambda: 0.0)
+    matrix.start()
     return matrix
 
 
@@ -134,8 +136,8 @@ def test_the_live_drawing_opens_with_the_matrix(tmp_path):
     from rich.console import Console
 
     display = Progress(io.StringIO(), matrix_in_progress(tmp_path, jobs=2))
-    display.matrix.start(tmp_path / "n", "distill", "SFT")
-    display.matrix.running[tmp_path / "m"].step = STEP
+    display.matrix.start()
+    display.matrix.running[0].step = STEP
     out = io.StringIO()
     Console(file=out, width=160, markup=False).print(display.draw())
     first, second, _, fourth = out.getvalue().splitlines()
@@ -146,12 +148,13 @@ def test_the_live_drawing_opens_with_the_matrix(tmp_path):
 
 def test_plain_output_reports_the_matrix_s_end_as_soon_as_it_can_be_estimated(tmp_path):
     stream, file = io.StringIO(), tmp_path / "m"
-    matrix = Matrix(["a", "a"], jobs=1, now=lambda: 0.0)
-    matrix.start(file, "distill", "run")
+    first, second = (Follower(path, "run", row="a", last="distill") for path in (file, tmp_path / "n"))
+    matrix = Matrix([first, second], jobs=1, now=lambda: 0.0)
+    matrix.start()
     with Progress(stream, matrix) as display:
         file.write_text("".join(json.dumps({**STEP, "step": n}) + "\n" for n in range(1, 31)))
         display.read()
-        matrix.end(file, failed=False)
+        matrix.end(first, failed=False)
         display.tell_matrix()
     told = [line for line in stream.getvalue().splitlines() if " done" in line]
     assert len(told) == 2
@@ -168,10 +171,10 @@ def test_a_terminal_keeps_only_the_matrix_s_last_line(tmp_path, monkeypatch):
         monkeypatch.setattr(display, "say", said.append)
         display.tell_matrix()
         assert said == []
-        matrix.end(tmp_path / "m", failed=True)
-        for name in ("n", "o"):
-            matrix.start(tmp_path / name, "distill")
-            matrix.end(tmp_path / name, failed=False)
+        matrix.end(matrix.running[0], failed=True)
+        for _ in range(2):
+            matrix.start()
+            matrix.end(matrix.running[0], failed=False)
         display.tell_matrix()
     assert said == ["3 of 4 done, 1 failed"]
 

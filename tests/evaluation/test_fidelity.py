@@ -9,7 +9,7 @@ import torch
 from switchkd_cli.engine import run_stages
 from switchkd_cli.engine.build import open_data
 from switchkd_cli.engine.data.conversation import Conversations
-from switchkd_cli.engine.evaluation.against_teacher import ROWS, fidelity
+from switchkd_cli.engine.evaluation.against_teacher import ROWS, error_consistency, fidelity
 from switchkd_cli.engine.paths import Paths
 from switchkd_cli.errors import UserError
 from switchkd_cli.files.atomic import read_json, write_json
@@ -37,6 +37,23 @@ def test_figures_are_those_of_all_answer_tokens_of_all_rows(tmp_path):
     assert measured["positions"] == len(agreed) > 8
     assert measured["agreement"] == pytest.approx(sum(agreed) / len(agreed))
     assert measured["kl"] == pytest.approx(sum(divergence) / len(divergence), rel=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("both", "ours", "theirs", "neither", "kappa"),
+    [
+        (4, 0, 0, 4, 1.0),
+        (2, 2, 2, 2, 0.0),  # independent
+        (0, 4, 4, 0, -1.0),
+        (6, 1, 1, 2, (0.8 - 0.58) / 0.42),  # both have 70 % right
+        (5, 0, 0, 0, 0.0),
+    ],
+)
+def test_error_consistency_of_a_table(both, ours, theirs, neither, kappa):
+    counts = both, ours, theirs, neither
+    tables = ((True, True, False, False), (True, False, True, False))
+    right = [torch.tensor([value for value, n in zip(of, counts, strict=True) for _ in range(n)]) for of in tables]
+    assert error_consistency(*right) == pytest.approx(kappa)
 
 
 def test_a_teacher_is_faithful_to_itself(tmp_path):

@@ -143,17 +143,26 @@ def test_what_a_query_gives_to_text_matters_only_where_shares_are_not_renormalis
     assert (losses.attention_kl(half, teacher, renormalise=False)[:2] < -0.1).all()
 
 
+RELATIONS = {"self_correlation": "self_correlation", "hidden_correlation": "self_correlation"}
+RELATIONS |= {name: name for name in ("cka", "token_graph", "contrastive", "pseudo_classes")}
+
+
+def relation(name, teacher, student, rows):
+    beside = (rows, rows) if name == "cka" else (rows,)
+    return getattr(losses, name)(teacher, student, *beside)
+
+
 @pytest.mark.parametrize("rows", [ROWS, torch.tensor([0, 2, 2, 5, 5, 5])], ids=["3 each", "1, 2 and 3"])
-@pytest.mark.parametrize("name", ["self_correlation", "hidden_correlation"])
+@pytest.mark.parametrize("name", RELATIONS)
 def test_relations_equal_the_explicit_formula(name, rows):
     teacher, student = language_logits(6, 40, seed=1)
 
     def theirs(t, s):
-        parts = [reference.self_correlation(t[rows == row], s[rows == row]) for row in rows.unique()]
-        return torch.cat(parts)
+        formula = getattr(reference, RELATIONS[name])
+        return torch.cat([formula(t[rows == row], s[rows == row]) for row in rows.unique()])
 
     def ours(t, s):
-        return getattr(losses, name)(t, s, rows)
+        return relation(name, t, s, rows)
 
     value, gradient = value_and_gradient(ours, teacher, student)
     value_expected, gradient_expected = value_and_gradient(theirs, teacher, student)
@@ -168,11 +177,32 @@ def test_self_correlation_asks_for_the_teacher_s_relations_not_for_its_logits():
     assert losses.self_correlation(teacher, 3 * teacher @ turned, ROWS).abs().max() < 1e-12
 
 
-def test_relations_of_hidden_states_need_no_equal_widths():
+@pytest.mark.parametrize("name", ["hidden_correlation", "cka", "token_graph"])
+def test_relations_of_hidden_states_need_no_equal_widths(name):
     hidden = drawn(6, 5, seed=6)
-    wider = torch.cat([2 * hidden, torch.zeros(6, 3)], 1)
-    assert losses.hidden_correlation(wider, hidden, ROWS).abs().max() < 1e-12
-    assert losses.hidden_correlation(drawn(6, 8, seed=7), hidden, ROWS).min() > 0.01
+    wider = torch.cat([2 * hidden, torch.zeros(6, 3)], 1).requires_grad_()
+    assert relation(name, wider, hidden, ROWS).abs().max() < 1e-12
+    value = relation(name, wider, drawn(6, 8, seed=7).requires_grad_(), ROWS)
+    assert value.min() > 0.01
+    value.sum().backward()
+    assert wider.grad is None
+    assert relation(name, wider.bfloat16(), hidden.bfloat16(), ROWS).dtype == torch.float32
+    assert relation(name, wider[:0], hidden[:0], ROWS[:0]).shape == (0,)
+
+
+def test_one_position_has_no_relations():
+    """cka's is undefined: it costs 1, and has no gradient; a graph of one token has no edge."""
+    one, other = drawn(1, 5, seed=6), drawn(1, 5, seed=7).requires_grad_()
+    (gradient,) = torch.autograd.grad(relation("cka", one, other, ROWS[:1]).sum(), other)
+    assert relation("cka", one, other, ROWS[:1]) == 1 and not gradient.any()
+    assert relation("token_graph", one, other, ROWS[:1]) == 0
+
+
+def test_cka_averages_the_teacher_s_neighbours_where_it_has_more_positions():
+    theirs, ours = drawn(6, 5, seed=6), drawn(3, 8, seed=7)
+    rows, twice = torch.tensor([0, 1, 1]), torch.tensor([0, 0, 1, 1, 1, 1])
+    averaged = theirs.view(3, 2, 5).mean(1)
+    torch.testing.assert_close(losses.cka(theirs, ours, twice, rows), relation("cka", averaged, ours, rows))
 
 
 def test_self_correlation_leaves_padding_out():
@@ -184,3 +214,82 @@ def test_self_correlation_leaves_padding_out():
     )
     none = losses.self_correlation(teacher[:0], student[:0], ROWS[:0])
     assert none.shape == (0,)
+
+
+@pytest.mark.parametrize("name", ["contrastive", "pseudo_classes"])
+def test_what_compares_states_has_the_form_of_a_loss(name):
+    teacher, student = (drawn(6, 4, seed=seed).requires_grad_() for seed in (1, 2))
+    relation(name, teacher, student, ROWS).sum().backward()
+    assert teacher.grad is None and student.grad.abs().sum() > 0
+    assert relation(name, teacher.bfloat16(), student.bfloat16(), ROWS).dtype == torch.float32
+    assert relation(name, teacher[:0], student[:0], ROWS[:0]).shape == (0,)
+
+
+def test_pseudo_classes_are_0_for_equal_states_and_look_along_the_components_alone():
+    teacher = drawn(6, 4, seed=1)
+    flat = torch.cat([teacher[:, :2], torch.zeros(6, 2)], 1)  # two components
+    assert relation("pseudo_classes", teacher, teacher, ROWS).abs().max() < 1e-12
+    aside = flat + torch.cat([torch.zeros(6, 2), drawn(6, 2, seed=3)], 1)
+    assert relation("pseudo_classes", flat, aside, ROWS).abs().max() < 1e-12
+
+
+@pytest.mark.parametrize("counts", [(3, 3), (4, 2), (2, 4)], ids=str)
+@pytest.mark.parametrize("name", ["matched_kl", "affinity"])
+def test_matching_equals_the_best_of_all_pairings(name, counts):
+    """Two examples, with more visual tokens of either model."""
+    more, less = counts
+    rows = [torch.tensor([0] * (count + 2) + [3] * (count + 2)) for count in counts]
+    image = [torch.tensor(([True] * count + [False] * 2) * 2) for count in counts]
+    if name == "matched_kl":
+        rows = [of[seen] for of, seen in zip(rows, image, strict=True)]
+    teacher, student = (drawn(len(of), 7, seed=seed) for seed, of in enumerate(rows))
+    beside = image if name == "affinity" else []
+
+    def theirs(t, s):
+        examples = [[of == row for of in rows] for row in (0, 3)]
+        each = ([of[here] for of, here in zip(beside, at, strict=False)] for at in examples)
+        formula = getattr(reference, name)
+        return torch.cat([formula(t[a], s[b], *more) for (a, b), more in zip(examples, each, strict=True)])
+
+    value, gradient = value_and_gradient(lambda t, s: getattr(losses, name)(t, s, *rows, *beside), teacher, student)
+    value_expected, gradient_expected = value_and_gradient(theirs, teacher, student)
+    torch.testing.assert_close(value, value_expected, rtol=1e-9, atol=1e-12)
+    torch.testing.assert_close(gradient, gradient_expected, rtol=1e-8, atol=1e-12)
+    assert int((value > 0).sum()) == 2 * min(more, less)
+    teacher, student = teacher.bfloat16().requires_grad_(), student.bfloat16().requires_grad_()
+    half = getattr(losses, name)(teacher, student, *rows, *beside)
+    half.sum().backward()
+    assert half.dtype == torch.float32 and teacher.grad is None
+
+
+def test_matching_does_not_mind_the_order_of_visual_tokens():
+    logits = drawn(4, 9, seed=1)
+    rows = torch.zeros(4, dtype=torch.int64)
+    assert losses.matched_kl(logits[[2, 0, 3, 1]], logits, rows, rows).max() < 1e-12
+
+
+@pytest.mark.parametrize(
+    ("layers", "shares", "chosen"),
+    [
+        ((12, 5), {}, {1: [3, 4, 5], 2: [5, 6, 7]}),  # five layers for two: the middle one is in both groups
+        ((10, 10), {"first": 0.0, "last": 1.0}, {i: [i] for i in range(10)}),
+        ((4, 3), {"first": 0.9, "last": 1.0}, {2: [3]}),
+    ],
+)
+def test_attention_of_layers_is_compared_with_the_mean_of_a_group_of_the_teacher_s(layers, shares, chosen):
+    def stacked(count, seed):
+        return torch.stack([attention(seed + i).mean(-1) for i in range(count)], -1)
+
+    teacher, student = stacked(layers[0], 10), stacked(layers[1], 40)
+
+    def theirs(t, s):
+        return torch.stack([reference.attention_cosine(*one, chosen=chosen) for one in zip(t, s, strict=True)])
+
+    value, gradient = value_and_gradient(lambda t, s: losses.attention_cosine(t, s, **shares), teacher, student)
+    expected, gradient_expected = value_and_gradient(theirs, teacher, student)
+    torch.testing.assert_close(value, expected, rtol=1e-10, atol=1e-14)
+    torch.testing.assert_close(gradient, gradient_expected, rtol=1e-8, atol=1e-12)
+    whole = losses.attention_cosine(teacher, teacher, **shares)
+    torch.testing.assert_close(whole, torch.zeros(3).double(), rtol=0, atol=1e-12)
+    assert losses.attention_cosine(teacher.bfloat16(), student.bfloat16()).dtype == torch.float32
+    assert losses.attention_cosine(teacher[:0], student[:0]).shape == (0,)

@@ -10,12 +10,21 @@ from tests.support.registered_losses import losses
 
 ROWS = torch.tensor([0, 0, 0, 2, 3, 3])  # rows of data with 3, 1 and 2 positions; one has none
 TARGETS = torch.tensor([3, 0, 96, 3, 7, 50])
-BESIDE = {"decoupled_kd": TARGETS, "taid": 0.25, "sinkhorn": ROWS}
+BESIDE = {"decoupled_kd": (TARGETS,), "taid": (0.25,), "sinkhorn": (ROWS,), "plackett_luce": (TARGETS,)}
+BESIDE |= {"swing_kl": (TARGETS,), "top_k_kl": (), "partial_ranking": ()}
 VARIANTS = [
     ("decoupled_kd", {}),
     ("decoupled_kd", {"temperature": 4.0, "alpha": 0.5, "beta": 8.0}),
     ("taid", {}),
     ("taid", {"start": 0.2, "end": 0.8, "temperature": 2.0}),
+    ("top_k_kl", {}),
+    ("top_k_kl", {"temperature": 2.0, "k": 3}),
+    ("swing_kl", {}),
+    ("swing_kl", {"temperature": 2.0, "hottest": 3.0, "noise": 0.2}),
+    ("plackett_luce", {}),
+    ("plackett_luce", {"temperature": 3.0}),
+    ("partial_ranking", {}),
+    ("partial_ranking", {"k": 2}),
     ("sinkhorn", {}),
     ("sinkhorn", {"temperature": 1.0, "smoothing": 0.5, "iterations": 3}),
 ]
@@ -24,7 +33,7 @@ names = pytest.mark.parametrize("name", BESIDE)
 
 def ours(name, **parameters):
     """Return the loss as a function of teacher and student logits only."""
-    return lambda teacher, student: getattr(losses, name)(teacher, student, BESIDE[name], **parameters)
+    return lambda teacher, student: getattr(losses, name)(teacher, student, *BESIDE[name], **parameters)
 
 
 def theirs(name, **parameters):
@@ -34,9 +43,8 @@ def theirs(name, **parameters):
         if name == "sinkhorn":
             sets = [row == ROWS for row in ROWS.unique()]
             return torch.cat([formula(teacher[chosen], student[chosen], **parameters) for chosen in sets])
-        beside = TARGETS.tolist() if name == "decoupled_kd" else [BESIDE[name]] * len(teacher)
-        pairs = zip(teacher, student, beside, strict=True)
-        return torch.stack([formula(t, s, b, **parameters) for t, s, b in pairs])
+        each = (of.tolist() if isinstance(of, torch.Tensor) else [of] * len(teacher) for of in BESIDE[name])
+        return torch.stack([formula(*one, **parameters) for one in zip(teacher, student, *each, strict=True)])
 
     return loss
 
@@ -50,7 +58,9 @@ def test_equals_the_explicit_formula(name, parameters):
     torch.testing.assert_close(gradient, gradient_expected, rtol=1e-8, atol=1e-11)
 
 
-@pytest.mark.parametrize("name", ["decoupled_kd", "sinkhorn"])  # TAID's target moves with the student, undifferentiated
+@pytest.mark.parametrize(
+    "name", sorted(BESIDE.keys() - {"taid", "swing_kl"})
+)  # theirs moves with the student, undifferentiated
 def test_gradient_is_the_slope(name):
     teacher, student = language_logits(6, 97, seed=2)
     assert gradcheck(lambda z: ours(name)(teacher, z), student.requires_grad_(), fast_mode=True)
@@ -87,7 +97,7 @@ def test_padding_in_either_model_is_as_if_the_columns_were_not_there(name, padde
     assert (gradient[:, 97:] == 0).all()
 
 
-@pytest.mark.parametrize("name", ["decoupled_kd", "taid"])
+@pytest.mark.parametrize("name", ["decoupled_kd", "taid", "top_k_kl"])
 def test_equal_logits_cost_nothing(name):
     value, gradient = value_and_gradient(ours(name), *[language_logits(6, 97, seed=3)[0]] * 2)
     assert value.abs().max() < 1e-12 and gradient.abs().max() < 1e-12
@@ -96,8 +106,8 @@ def test_equal_logits_cost_nothing(name):
 @names
 def test_no_positions_no_loss(name):
     student = torch.zeros(0, 12, requires_grad=True)
-    beside = BESIDE[name] if name == "taid" else BESIDE[name][:0]
-    value = getattr(losses, name)(torch.zeros(0, 12), student, beside)
+    beside = (of[:0] if isinstance(of, torch.Tensor) else of for of in BESIDE[name])
+    value = getattr(losses, name)(torch.zeros(0, 12), student, *beside)
     assert value.shape == (0,)
     value.sum().backward()
 
@@ -113,6 +123,40 @@ def test_decoupled_kd_of_a_position_without_a_target_is_0():
     teacher, student = language_logits(2, 20, seed=5)
     value = losses.decoupled_kd(teacher, student, torch.tensor([-100, 4]))
     assert value[0] == 0 and value[1] > 0
+
+
+def test_swing_is_forward_kl_where_the_student_guesses_the_target_too():
+    teacher, student = language_logits(4, 30, seed=5)
+    least = (teacher.log_softmax(-1) - student.log_softmax(-1)).argmin(-1)
+    plain = losses.forward_kl(teacher, student)
+    torch.testing.assert_close(losses.swing_kl(teacher, student, least), plain)
+    torch.testing.assert_close(losses.swing_kl(teacher, student, torch.full((4,), -100)), plain)
+    known = torch.zeros(4, 30).double().scatter(1, least[:, None], 60.0)  # by the teacher alone
+    assert (losses.swing_kl(known, student, least) < 0.5 * losses.forward_kl(known, student)).all()
+
+
+def test_plackett_luce_needs_the_order_alone():
+    """The first choice is the cross-entropy, weighted; a student that keeps the order and is sure of it costs nothing."""
+    teacher, student = language_logits(4, 30, seed=5)
+    targets, others = teacher.argmax(-1), torch.tensor([-100, 4, 4, 4])
+    assert losses.plackett_luce(teacher, 1e4 * teacher, targets).max() < 1e-9
+    sure = torch.zeros(4, 30).double().scatter(1, targets[:, None], 100.0)
+    torch.testing.assert_close(
+        losses.plackett_luce(sure, student, targets), losses.cross_entropy(targets, student), rtol=1e-9, atol=1e-9
+    )
+    assert losses.plackett_luce(teacher, student, others)[0] == 0
+
+
+def test_partial_ranking_is_of_the_student_s_likely_ids():
+    teacher, student = language_logits(4, 30, seed=5)
+    best = student.topk(3).indices
+    other = 3 * teacher + torch.zeros(4, 30).double().scatter(1, best, 9.0)  # their order is the same
+    torch.testing.assert_close(
+        losses.partial_ranking(teacher, student, k=3), losses.partial_ranking(other, student, k=3)
+    )
+    assert losses.partial_ranking(1e3 * student, 1e3 * student, k=3).max() < 1e-6
+    with pytest.raises(ValueError, match="k must be 2"):
+        losses.partial_ranking(teacher, student, k=1)
 
 
 def test_taid_ends_as_forward_kl_and_starts_nearer():

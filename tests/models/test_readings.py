@@ -56,7 +56,7 @@ def test_attention_is_the_first_layer_s_from_text_to_image_tokens(paths, batch):
     language.set_attn_implementation("eager")
     with torch.no_grad():
         visual = reader.project(reader.encode(batch.images))
-        ours = reader.attention(batch, visual)
+        ours, of_layers = reader.attention(batch, visual), reader.attentions(batch, visual)
         embedded = reader.model.get_input_embeddings()(batch.input_ids)
         embedded[batch.image] = visual.flatten(0, 1)
         mask = batch.attention.long()
@@ -64,15 +64,17 @@ def test_attention_is_the_first_layer_s_from_text_to_image_tokens(paths, batch):
             mask = torch.zeros(batch.attention.shape).masked_fill(~batch.attention, -1e9)
         whole = language(
             inputs_embeds=embedded, attention_mask=mask, position_ids=batch.position, output_attentions=True
-        ).attentions[0]  # [B, heads, T, T]
+        ).attentions  # of each layer, [B, heads, T, T]
     pictured = [row for row in range(len(batch.ids)) if batch.image[row].any()]
     assert ours.shape == (3, batch.input_ids.shape[1], 4, 2)
     for picture, row in enumerate(pictured):
         columns = batch.image[row].nonzero()[:, 0]
         for query in range(batch.input_ids.shape[1]):
             text = batch.turn[row, query] >= 0 and not batch.image[row, query]
-            expected = whole[row, :, query, columns].T if text else torch.zeros(4, 2)
-            torch.testing.assert_close(ours[picture, query], expected, rtol=1e-4, atol=1e-6)
+            expected = [layer[row, :, query, columns].T if text else torch.zeros(4, 2) for layer in whole]
+            torch.testing.assert_close(ours[picture, query], expected[0], rtol=1e-4, atol=1e-6)
+            means = torch.stack([heads.mean(-1) for heads in expected], -1)
+            torch.testing.assert_close(of_layers[picture, query], means, rtol=1e-4, atol=1e-6)
     assert ours.sum() > 0
 
 
@@ -204,3 +206,28 @@ def test_an_interpolated_teacher_moves_with_the_steps(tmp_path):
     _, lines, _ = trained(tmp_path, objective=terms, steps=4, lr=1e-12)
     values = [line["loss/taid"] for line in lines]
     assert values[0] == pytest.approx(0, abs=1e-6) and values == sorted(values) and values[3] > values[1]
+
+
+def test_matched_positions_may_be_more_of_one_model(tmp_path):
+    """The teacher has nine visual tokens for an image, the student four: only what compares sets takes such terms."""
+    student, teacher = tiny.model(16, seed=1), tiny.model(24, seed=2, vision={"patch_size": 8})
+    paths = Paths(student, teacher, len(student.inputs.processor.tokenizer))
+    terms = [Term(loss=loss, to="teacher", on="image") for loss in ("matched_kl", "cka")]
+    terms.append(Term(loss="affinity", to="teacher", on="all"))
+    batch, objective = tiny.taught(student, teacher, tmp_path), Objective(terms)
+    keep = objective.keep(batch)
+    parts = objective(
+        LossInputs(paths(batch, objective.outputs, keep), None, batch, keep, objective.normalizers([batch]))
+    )
+    assert all(value > 0 for value in parts.values())
+    objective.total(parts).backward()
+    assert all(p.grad is not None for p in student.used_parameters("vision").values())
+
+
+def test_mapped_states_are_the_student_s_in_the_teacher_s_width(paths, batch):
+    objective = Objective([Term(loss="contrastive", to="teacher")])
+    (weight,) = paths.adapt(objective.outputs)
+    keep = objective.keep(batch)
+    given = paths(batch, {*objective.outputs, "student.hidden", "teacher.hidden"}, keep)
+    torch.testing.assert_close(given["student.mapped"], given["student.hidden"] @ weight.T)
+    assert torch.equal(given["teacher.mapped"], given["teacher.hidden"])

@@ -6,7 +6,7 @@ import re
 import pytest
 
 from switchkd_cli import registry
-from switchkd_cli.commands.dry_run import NEEDS, show_pair, show_plans
+from switchkd_cli.commands.dry_run import WORDS, show_pair, show_plans
 from switchkd_cli.engine.cost.data_sample import sample_data
 from switchkd_cli.engine.cost.model_facts import HERE, PUBLISHED, KnownModel, describe_model
 from switchkd_cli.engine.data.conversation import Conversations
@@ -214,7 +214,7 @@ def test_a_pair_that_fits_is_a_compact_table(away, capsys):
     show_pair(pair)
     lines = capsys.readouterr().out.splitlines()
     assert len(lines) <= 2 * len(pair) and max(map(len, lines)) <= 80
-    assert not any(line.startswith(tuple(NEEDS)) for line in lines)
+    assert not any(line.startswith(tuple(WORDS["needs"])) for line in lines)
 
 
 @pytest.mark.parametrize("missing", [False, True], ids=["pictures", "no pictures"])

@@ -25,6 +25,7 @@ CASES = [
     ("teacher_size", "sft-large-compute", "t7-large"),
     ("training_scheme", "pt-sft-compute", "pt-dft"),
     ("methods/losses", "sft-compute", "kd"),
+    ("methods/bits", "sft-compute", "switch-kd"),
 ]
 
 

@@ -17,8 +17,8 @@ def test_a_large_paired_gain_is_clear_and_the_interval_is_the_normal_one() -> No
     found = minus(items, baseline)
     # 30 of 100 differences are 1: sd = sqrt(0.21 * 100 / 99), half = 1.96 * sd / 10
     assert found.value == pytest.approx(30.0)
-    assert found.low == pytest.approx(30 - 9.027, abs=0.01)
-    assert found.high == pytest.approx(30 + 9.027, abs=0.01)
+    assert found.ends.low == pytest.approx(30 - 9.027, abs=0.01)
+    assert found.ends.high == pytest.approx(30 + 9.027, abs=0.01)
     assert clearly_beats(items, baseline)
 
 

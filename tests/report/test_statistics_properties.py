@@ -6,7 +6,7 @@ from hypothesis import assume, example, given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
-from switchkd_cli.report.document import Interval, Number
+from switchkd_cli.report.document import Number
 from switchkd_cli.report.stats import significance
 from switchkd_cli.report.stats.intervals import over_seeds, paired_difference
 from switchkd_cli.report.stats.significance import PairedUnits, holm, p_value
@@ -48,7 +48,7 @@ def lines(of, fewest=2, most=8, runs=1):
 def test_a_mean_over_seeds_has_scipys_t_interval(values):
     assume(np.ptp(values) > 0.01)
     found, direct = over_seeds(values), stats.ttest_1samp(values, 0).confidence_interval()
-    assert (found.low, found.high) == pytest.approx(tuple(direct))
+    assert (found.ends.low, found.ends.high) == pytest.approx(tuple(direct))
     assert found.value == pytest.approx(np.mean(values))
 
 
@@ -58,7 +58,7 @@ def test_one_rule_says_what_is_clear_in_every_cell_and_verdict(mean, half):
     expected = 0 if half is None or abs(mean) <= half else 1 if mean > 0 else -1
     assert number.side == expected
     if half is not None:
-        assert bool(Interval(number.low, number.high, 1.0).mde) == (expected == 0)
+        assert bool(number.ends.mde) == (expected == 0)
 
 
 @SEVERAL

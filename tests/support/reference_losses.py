@@ -1,5 +1,6 @@
 """The losses as explicit formulas in float64: all pairs, one row at a time. Nothing of the package is used."""
 
+import itertools
 import math
 
 import torch
@@ -136,6 +137,38 @@ def decoupled_kd(teacher, student, target, *, temperature=1.0, alpha=1.0, beta=1
     return alpha * of_target + beta * (rest_p * (rest_p / rest_q).log()).sum()
 
 
+def top_k_kl(teacher, student, *, temperature=1.0, k=8):
+    """One row of each, float64: the rest's probability is what the top k's lacks of 1."""
+    p, q = (teacher / temperature).softmax(0), (student / temperature).softmax(0)
+    best = sorted(range(len(p)), key=lambda column: -float(teacher[column]))[:k]
+    p, q = (torch.cat([of[best], (1 - of[best].sum())[None]]) for of in (p, q))
+    return (p * (p / q).log()).sum()
+
+
+def plackett_luce(teacher, student, target, *, temperature=1.0):
+    """One row of each and its target, float64: choice by choice."""
+    weights = (teacher / temperature).softmax(0)
+    others = sorted((column for column in range(len(teacher)) if column != target), key=lambda c: -float(teacher[c]))
+    order = [target, *others]
+    return sum(-weights[c] * student[order[i:]].log_softmax(0)[0] for i, c in enumerate(order))
+
+
+def partial_ranking(teacher, student, *, k=8):
+    """One row of each, float64: choice by choice."""
+    likely = sorted(range(len(student)), key=lambda column: -float(student.detach()[column]))[:k]
+    order = sorted(likely, key=lambda column: -float(teacher[column]))
+    return sum(-student[order[i:]].log_softmax(0)[0] for i in range(k - 1)) / (k - 1)
+
+
+def swing_kl(teacher, student, target, *, temperature=1.0, hottest=4.0, noise=0.5):
+    """One row of each and its target, float64: id by id."""
+    score = max(0.0, float(teacher.softmax(0)[target]) - float(student.detach().softmax(0)[target]))
+    heat = temperature * (1 + (hottest - 1) * score)
+    p, q = (teacher / heat).softmax(0), (student / heat).softmax(0)
+    p = [(1 - noise * score) * p[v] + noise * score / len(p) for v in range(len(p))]
+    return sum(p[v] * torch.log(p[v] / q[v]) for v in range(len(p)))
+
+
 def taid(teacher, student, progress, *, temperature=1.0, start=0.4, end=1.0):
     """One row of each, float64."""
     t = start * (1 - progress) + end * progress
@@ -190,6 +223,90 @@ def self_correlation(teacher, student):
     return (1 - (r * s).sum() / ((r**2).sum() * (s**2).sum()) ** 0.5).expand(len(teacher))
 
 
+def cka(teacher, student):
+    """All positions [L, D] of one example, float64: HSIC with the centring matrix; one alone costs 1."""
+    if len(teacher) == 1:
+        return 1 + 0 * student.sum(1)
+    centring = torch.eye(len(teacher), dtype=torch.float64) - 1 / len(teacher)
+    k, l = (z / z.norm(dim=1, keepdim=True) for z in (teacher, student))
+    k, l = (centring @ (z @ z.T) @ centring for z in (k, l))
+    hsic = [torch.trace(a @ b) for a, b in ((k, l), (k, k), (l, l))]
+    return (1 - hsic[0] / (hsic[1] * hsic[2]) ** 0.5).expand(len(student))
+
+
+def token_graph(teacher, student, *, temperature=0.1):
+    """All positions [L, D] of one example, float64: position by position, without itself; one alone costs 0."""
+    if len(teacher) == 1:
+        return 0 * student.sum(1)
+    divergences = []
+    for i in range(len(teacher)):
+        others = [j for j in range(len(teacher)) if j != i]
+        both = [torch.stack([torch.cosine_similarity(z[i], z[j], 0) for j in others]) for z in (teacher, student)]
+        divergences.append(kl(*((cosines / temperature).log_softmax(0) for cosines in both)))
+    return torch.stack(divergences)
+
+
+def contrastive(teacher, student, *, temperature=0.1, consistency=0.5):
+    """All positions [L, D] of one example, float64: both directions, state by state."""
+    cosines = torch.stack([torch.stack([torch.cosine_similarity(s, t, 0) for t in teacher]) for s in student])
+    p, q = (cosines / temperature).softmax(1), (cosines / temperature).softmax(0).T
+    return torch.stack([consistency * (q[i] * (q[i] / p[i]).log()).sum() - p[i, i].log() for i in range(len(teacher))])
+
+
+def pseudo_classes(teacher, student, *, components=4, temperature=1.0):
+    """All positions [L, D] of one example, float64: eigenvectors of the covariance, component by component."""
+    mean = teacher.mean(0)
+    covariance = (teacher - mean).T @ (teacher - mean) / len(teacher)
+    values, vectors = torch.linalg.eigh(covariance)
+    kept = [i for i in range(len(values) - 1, -1, -1) if values[i] > 1e-9][:components]
+    if not kept:
+        return 0 * student.sum(1)
+    along = [torch.stack([(z - mean) @ vectors[:, i] / values[i] ** 0.5 for i in kept], 1) for z in (teacher, student)]
+    logs = [(torch.cat([a, -a], 1) / temperature).log_softmax(1) for a in along]
+    return (logs[0].exp() * (logs[0] - logs[1])).sum(1)
+
+
+def codebook(teacher, student, prototypes, *, temperature=0.1):
+    """All states [N, D], float64: each one's distribution, and where the prototypes' means lie."""
+    values, members = [], [[] for _ in prototypes]
+    for t, s in zip(teacher, student, strict=True):
+        cosines = [torch.stack([torch.cosine_similarity(z, c, 0) for c in prototypes]) for z in (t, s)]
+        values.append(kl(*((of / temperature).log_softmax(0) for of in cosines)))
+        members[int(cosines[0].argmax())].append(t / t.norm())
+    return torch.stack(values), [torch.stack(of).mean(0) if of else None for of in members]
+
+
+def best_pairs(theirs, ours):
+    """The pairs whose costs add up to least, by trying all."""
+    few, many = (theirs, ours) if len(theirs) <= len(ours) else (ours, theirs)
+    distance = lambda a, b: float((few[a] - many[b]).abs().sum())
+    ways = itertools.permutations(range(len(many)), len(few))
+    best = min(ways, key=lambda way: sum(distance(a, b) for a, b in enumerate(way)))
+    return [(a, b) if few is theirs else (b, a) for a, b in enumerate(best)]
+
+
+def matched_kl(teacher, student, *, temperature=1.0):
+    """One example, float64: logits [M, V] and [L, V] of its visual tokens."""
+    costs = [0 * z.sum() for z in student]
+    for i, j in best_pairs(teacher, student.detach()):
+        costs[j] = forward_kl(teacher[i], student[j], temperature=temperature)
+    return torch.stack(costs)
+
+
+def affinity(teacher, student, teacher_image, student_image):
+    """One example, float64: hidden states [M, D] and [L, E], of which some are visual tokens."""
+    cosines = []
+    for states, image in ((teacher, teacher_image), (student, student_image)):
+        seen, text = states[image], states[~image]
+        cosines.append(torch.stack([torch.stack([torch.cosine_similarity(v, t, 0) for t in text]) for v in seen]))
+    costs = [0 * z.sum() for z in student]
+    places = student_image.nonzero()[:, 0].tolist()
+    for i, j in best_pairs(cosines[0], cosines[1].detach()):
+        apart = (cosines[0][i] - cosines[1][j]).abs()
+        costs[places[j]] = torch.where(apart < 1, apart**2 / 2, apart - 0.5).mean()
+    return torch.stack(costs)
+
+
 def mean_squares(teacher, student):
     """One image, float64: features [F, W] or tokens [M, D]."""
     entries = list(zip(teacher.reshape(-1), student.reshape(-1), strict=True))
@@ -211,6 +328,16 @@ def attention_kl(teacher, student, *, renormalise=True):
             p, q = (t / t.sum(), s / s.sum()) if renormalise else (t, s)
             divergences.append(sum(p[m] * torch.log(p[m] / q[m]) for m in range(len(p))))
     return sum(divergences) / len(divergences) if divergences else 0.0 * student.sum()
+
+
+def attention_cosine(teacher, student, *, chosen):
+    """One image, float64: attention [T, M, L]; `chosen`: the teacher's layers that each of some student layers is led by."""
+    distances = []
+    for t, s in zip(teacher, student, strict=True):
+        if t.sum() > 0:
+            each = [1 - torch.cosine_similarity(t[:, group].mean(1), s[:, own], 0) for own, group in chosen.items()]
+            distances.append(sum(each) / len(each))
+    return sum(distances) / len(distances) if distances else 0.0 * student.sum()
 
 
 def attention_mse(teacher, student):

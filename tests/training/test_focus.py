@@ -57,7 +57,7 @@ def parts(paths, examples, terms, *, micro_batch=4, dense=False, on_values=None,
     return found, {name: p.grad.clone() for name, p in paths.named_parameters() if p.grad is not None}
 
 
-@settings(max_examples=60)
+@settings(max_examples=60, deadline=None)
 @given(
     st.lists(st.integers(-3, 9), min_size=1, max_size=12),
     st.one_of(st.none(), st.floats(0.05, 1)),

@@ -24,7 +24,8 @@ VALUES = [2.0, 1.5, 1.7, 0.2, 0.2, 4.0, 1.0, 0.9, 0.85, 0.3, 0.5, 0.4] + [0.4 - 
 
 
 def states(*terms):
-    return TermStates(SimpleNamespace(objective=[Term.model_validate(term) for term in terms], lr=0.01))
+    stage = SimpleNamespace(objective=[Term.model_validate(term) for term in terms], lr=0.01)
+    return TermStates(stage, torch.device("cpu"))
 
 
 def stepped(some, values, *, name, first=0, steps=20):
@@ -110,7 +111,7 @@ def test_twenty_resumes_are_bit_equal(tmp_path):
         (tmp_path / str(number)).mkdir()
         write_state(parted.state_dict(), tmp_path / str(number))
         parted = states(*terms)
-        parted.load_state_dict(read_state(tmp_path / str(number)), torch.device("cpu"))
+        parted.load_state_dict(read_state(tmp_path / str(number)))
         assert parted.weights(0.1) == whole.weights(0.1)
         assert parted.of_losses == whole.of_losses
 
@@ -234,3 +235,35 @@ def test_a_weight_is_written_as_it_was_read():
         assert term.model_dump(mode="json")["weight"] == weight
         assert Term.model_validate_json(term.model_dump_json()) == term
     assert isinstance(Term.model_validate(CE).weight, Learned)
+
+
+def test_prototypes_follow_the_teachers_states():
+    """Step by step against the explicit formula; a prototype that is never the nearest stays."""
+    draw = torch.Generator().manual_seed(1)
+    state = State(prototypes=torch.randn(3, 5, generator=draw, dtype=torch.float64))
+    state["prototypes"][2] = -state["prototypes"][:2].sum(0)  # far from the states
+    for _ in range(3):
+        near = state["prototypes"][torch.randint(2, (6,), generator=draw)]
+        teacher, student = (near + 0.1 * torch.randn(6, 5, generator=draw, dtype=torch.float64) for _ in range(2))
+        state.sums = {}
+        parts = [losses.codebook(teacher[of], student[of], state, size=3) for of in (slice(2), slice(2, 6))]
+        expected, means = reference.codebook(teacher, student, state["prototypes"])
+        torch.testing.assert_close(torch.cat(parts), expected)
+        before = state["prototypes"]
+        parameters = {"size": 3, "decay": 0.9, "temperature": 0.1}
+        state = State(losses.codebook.update(state, state.sums, 0.0, 0.0, **parameters))
+        moved = [c if mean is None else 0.9 * c + 0.1 * mean for c, mean in zip(before, means, strict=True)]
+        torch.testing.assert_close(state["prototypes"], torch.stack(moved))
+        assert torch.equal(state["prototypes"][2], before[2])
+
+
+def test_a_codebook_is_drawn_alike_and_gives_the_teacher_no_gradient():
+    teacher, student = (torch.randn(4, 6, requires_grad=True) for _ in range(2))
+    values = [losses.codebook(teacher, student, State()) for _ in range(2)]
+    assert (
+        torch.equal(*values) and losses.codebook(teacher.bfloat16(), student.bfloat16(), State()).dtype == torch.float32
+    )
+    values[0].sum().backward()
+    assert teacher.grad is None and student.grad.abs().sum() > 0
+    assert losses.codebook(teacher, teacher, State()).abs().max() < 1e-6
+    assert losses.codebook(teacher[:0], student[:0], State()).shape == (0,)

@@ -33,15 +33,31 @@ def fidelity(paths: Paths, data: Examples, *, precision: str) -> dict[str, Any]:
     """Compare student and teacher on the answer tokens of up to 64 rows, the same ones for every student of this data.
 
     Returns `agreement` (share of positions where both predict the same token), `kl` (mean KL(teacher || student)
-    in nats) and `positions`. The positions are the same for every student, too.
+    in nats), `error_consistency` of both models' right tokens, and `positions`. The positions are the same for every
+    student, too.
     """
     agreed, divergence, positions = 0.0, 0.0, 0
+    right: dict[str, list[Tensor]] = {"student": [], "teacher": []}
     for batch, keep in compared(paths, data, precision):
         logits = paths(batch, ("student", "teacher"), keep)
         agreed += (logits["student"].argmax(-1) == logits["teacher"].argmax(-1)).sum().item()
         divergence += forward_kl(logits["teacher"], logits["student"]).sum().item()
         positions += len(logits["student"])
-    return {"agreement": agreed / positions, "kl": divergence / positions, "positions": positions}
+        for path, of_path in right.items():
+            of_path.append(logits[path].argmax(-1) == batch.targets[keep])
+    consistency = error_consistency(*(torch.cat(of_path) for of_path in right.values()))
+    means = {"agreement": agreed / positions, "kl": divergence / positions, "error_consistency": consistency}
+    return {**means, "positions": positions}
+
+
+def error_consistency(ours: Tensor, theirs: Tensor) -> float:
+    """Return Cohen's kappa of which answers two models have right, [N] bool each (2006.16736).
+
+    1: the same ones; 0: as many of the same as models of these accuracies share by chance, also where one has all or none.
+    """
+    a, b = ours.double().mean().item(), theirs.double().mean().item()
+    same, chance = (ours == theirs).double().mean().item(), a * b + (1 - a) * (1 - b)
+    return (same - chance) / (1 - chance) if chance < 1 else 0.0
 
 
 def compared(paths: Paths, data: Examples, precision: str) -> Iterator[tuple[Batch, Tensor]]:

@@ -8,13 +8,17 @@ arguments say what the loss reads**, and only that is computed for a term:
 |-------------------------|------------------------------------------------------------------------------|---------|
 | ``{side}_logits``       | [N, V] at the term's positions                                               | [N]     |
 | ``{side}_hidden``       | [N, D] at the term's positions, in front of the head                         | [N]     |
+| ``{side}_mapped``       | the same, the student's in the teacher's width                               | [N]     |
 | ``{side}_features``     | [P, F, W] of the vision tower                                                | [P]     |
 | ``{side}_tokens``       | [P, M, D] behind the projector                                               | [P]     |
 | ``{side}_attention``    | [P, T, M, H] of the first layer, from text to image tokens                   | [P]     |
 | ``{side}_focus``        | [P, T, M], its mean over heads                                               | [P]     |
+| ``{side}_attentions``   | [P, T, M, L], the same of each layer                                         | [P]     |
 | ``targets``, ``rows``   | [N]: the next token of each position; the number of its example in the batch |         |
 | ``progress``            | the share of the stage's steps that were taken, 0 to 1                       |         |
 | ``teacher_targets``     | [M]: with ``alignment: bytes``, the teacher's next tokens                    |         |
+| ``teacher_rows``        | [M]: as ``rows``, where the teacher may have other counts of positions       |         |
+| ``{side}_image``        | [N] or [M] bool: which positions hold a visual token                         |         |
 | ``{side}_spans``        | [N] or [M]: the span of bytes that the next token is in, -1 for none         | [C]     |
 | ``first_pieces``        | [V]: with which id the teacher begins the text of each of the student's      |         |
 

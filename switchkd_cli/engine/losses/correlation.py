@@ -1,9 +1,14 @@
-"""Similarity of an image's visual tokens to one another: LLaVA-KD's relation distillation (2410.16236)."""
+"""Similarity of an example's positions to one another, for one the visual tokens: it doesn't depend on a model's width.
 
+LLaVA-KD's relation distillation (2410.16236), centred kernel alignment (CKA, 1905.00414, as GRACE uses it), and a graph of
+tokens (after TRG, 2306.12442).
+"""
+
+import torch
 from torch import Tensor, nn
 
-from switchkd_cli.engine.losses.ops.positions import group_by_row
-from switchkd_cli.engine.losses.ops.vocabulary import at_least_float32, mask_padding, padding_columns
+from switchkd_cli.engine.losses.ops.positions import group_by_row, pooled
+from switchkd_cli.engine.losses.ops.vocabulary import FLOOR, at_least_float32, kl, mask_padding, padding_columns
 
 
 def self_correlation(teacher_logits: Tensor, student_logits: Tensor, rows: Tensor) -> Tensor:
@@ -37,3 +42,39 @@ def hidden_correlation(teacher_hidden: Tensor, student_hidden: Tensor, rows: Ten
     """
     teacher, student = at_least_float32(teacher_hidden.detach()), at_least_float32(student_hidden)
     return correlation_distance(group_by_row(teacher, rows), group_by_row(student, rows))
+
+
+def cka(teacher_hidden: Tensor, student_hidden: Tensor, teacher_rows: Tensor, rows: Tensor) -> Tensor:
+    """Return 1 - CKA of both models' hidden states [N, D] of the example that each of N positions belongs to, [N].
+
+    With K = V V^T of the states V, each of length 1 and the example's mean taken off, it is
+    1 - HSIC(K_T, K_S) / sqrt(HSIC(K_T, K_T) HSIC(K_S, K_S)). Where the teacher has other counts of positions
+    (``teacher_rows`` [M]), its states are averaged to the student's: neighbours in their order, not in the picture.
+    """
+    theirs = pooled(at_least_float32(teacher_hidden.detach()), teacher_rows, rows)
+    return correlation_distance(_centred(theirs, rows), _centred(at_least_float32(student_hidden), rows))
+
+
+def _centred(hidden: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
+    """Return states of length 1 less their example's mean, as from ``group_by_row``."""
+    states, mask = group_by_row(nn.functional.normalize(hidden, dim=-1), rows)
+    mean = states.sum(1, keepdim=True) / mask.sum(1).clamp(min=1)[:, None, None]
+    return (states - mean) * mask[..., None], mask
+
+
+def token_graph(teacher_hidden: Tensor, student_hidden: Tensor, rows: Tensor, *, temperature: float = 0.1) -> Tensor:
+    """Return KL(g_T || g_S) of each position's similarities to the other positions of its example, in nats, [N].
+
+    g = softmax(cos(h_i, h_j) / temperature) over j other than i, of hidden states [N, D]: to which tokens a model holds a
+    token similar. A position that is alone in its example costs 0.
+    """
+    (log_t, mask), (log_s, _) = (_neighbours(h, rows, temperature) for h in (teacher_hidden.detach(), student_hidden))
+    return kl(log_t, log_s)[mask]
+
+
+def _neighbours(hidden: Tensor, rows: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
+    """Return log g [R, L, L], and which of the positions exist."""
+    states, mask = group_by_row(nn.functional.normalize(at_least_float32(hidden), dim=-1), rows)
+    left_out = torch.eye(mask.shape[1], dtype=torch.bool, device=mask.device) | ~mask[:, None]
+    similarity = (states @ states.mT / temperature).masked_fill(left_out, FLOOR)
+    return similarity.log_softmax(-1), mask

@@ -1,8 +1,10 @@
 """Divergences of two models' probabilities over the vocabulary.
 
 Forward Kullback-Leibler (Hinton et al., 2015), reverse (MiniLLM, 2306.08543), generalised Jensen-Shannon (GKD, 2306.13649), and
-skewed, forward and reverse (DistiLLM, 2402.03898). The target's probability and the others' apart (DKD, 2203.08679, Eq. 7).
-From a target that moves from the student to the teacher during a stage (TAID, 2501.16937).
+skewed, forward and reverse (DistiLLM, 2402.03898). The target's probability and the others' apart (DKD, 2203.08679, Eq. 7),
+or the top k ids and the rest together (after TopKD, 2508.04539).
+From a target that moves from the student to the teacher during a stage (TAID, 2501.16937), or is blurred where it may be private
+(after Swing, 2212.08349).
 """
 
 import math
@@ -13,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from switchkd_cli.engine.losses.ops.state import ema, updated_by
+from switchkd_cli.engine.losses.ops.state import State, ema, updated_by
 from switchkd_cli.engine.losses.ops.vocabulary import FLOOR, kl, log_probabilities, mix, without_padding
 
 
@@ -31,7 +33,7 @@ class _ForwardKL(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, teacher: Tensor, student: Tensor, temperature: float) -> Tensor:
-        log_t, log_s = ((z / temperature).log_softmax(-1) for z in (teacher, student))
+        log_t, log_s = ((z if temperature == 1 else z / temperature).log_softmax(-1) for z in (teacher, student))
         difference = log_t - log_s
         p_t = log_t.exp_()
         if ctx.needs_input_grad[1]:
@@ -115,6 +117,17 @@ def decoupled_kd(
     return torch.where(targets >= 0, loss, 0.0)
 
 
+def top_k_kl(teacher_logits: Tensor, student_logits: Tensor, *, temperature: float = 1.0, k: int = 8) -> Tensor:
+    """Return KL(p_T || p_S) over the teacher's top k ids and one for all others, for each row of logits [N, V], in nats, [N].
+
+    p = softmax(z / temperature): the rest's probability is matched as a whole, in whatever way it is spread.
+    """
+    models = log_probabilities(teacher_logits, student_logits, temperature)
+    ids = models[0].topk(min(k, models[0].shape[-1])).indices
+    rests = (log_p.scatter(-1, ids, FLOOR).logsumexp(-1, keepdim=True) for log_p in models)
+    return kl(*(torch.cat([log_p.gather(-1, ids), rest], -1) for log_p, rest in zip(models, rests, strict=True)))
+
+
 def _two_way(z: Tensor, is_target: Tensor) -> Tensor:
     """Return log (b, 1 - b), [N, 2]."""
     target = z.masked_fill(~is_target, 0.0).sum(-1)
@@ -152,26 +165,14 @@ def _to_between(teacher_logits: Tensor, student_logits: Tensor, t: float, temper
     return kl((between / temperature).log_softmax(-1), (student / temperature).log_softmax(-1))
 
 
-def _taid_step(
-    state: Mapping[str, float],
-    sums: Mapping[str, Tensor],
-    loss: float,
-    progress: float,
-    *,
-    start: float,
-    end: float,
-    alpha: float,
-    beta: float,
-    temperature: float,
-) -> dict[str, float]:
+def _taid_step(state: State, sums: Mapping[str, Tensor], loss: float, progress: float, **of: float) -> State:
     """Return t, the loss and its momentum after a step of `taid_adaptive`; the first one only notes its loss."""
-    t = max(state.get("t", start), _taid_line(progress, start, end))
+    t = max(state.get("t", of["start"]), _taid_line(progress, of["start"], of["end"]))
     if "loss" not in state:
-        return {"t": t, "loss": loss, "momentum": 0.0}
-    change = (state["loss"] - loss) / (state["loss"] + 1e-15)
-    momentum = ema(state["momentum"], change, beta)
+        return State(t=t, loss=loss, momentum=0.0)
+    momentum = ema(state["momentum"], (state["loss"] - loss) / (state["loss"] + 1e-15), of["beta"])
     sigmoid = (1 + math.tanh(momentum / 2)) / 2
-    return {"t": min(end, t + alpha * sigmoid * (1 - t)), "loss": loss, "momentum": momentum}
+    return State(t=min(of["end"], t + of["alpha"] * sigmoid * (1 - t)), loss=loss, momentum=momentum)
 
 
 @updated_by(_taid_step)
@@ -179,7 +180,7 @@ def taid_adaptive(
     teacher_logits: Tensor,
     student_logits: Tensor,
     progress: float,
-    state: Mapping[str, float],
+    state: State,
     *,
     temperature: float = 1.0,
     start: float = 0.4,
@@ -195,3 +196,30 @@ def taid_adaptive(
     """
     t = max(state.get("t", start), _taid_line(progress, start, end))
     return _to_between(teacher_logits, student_logits, t, temperature)
+
+
+def swing_kl(
+    teacher_logits: Tensor,
+    student_logits: Tensor,
+    targets: Tensor,
+    *,
+    temperature: float = 1.0,
+    hottest: float = 4.0,
+    noise: float = 0.5,
+) -> Tensor:
+    """Return KL(q_T || p_S) for each row of logits [N, V], in nats, [N], blurred where the target may be private.
+
+    With b the target's probability (``targets`` [N] int64), a position's score is b_T - b_S, at least 0: what the teacher
+    knows and the student can't guess (our reading; the source doesn't say it in what we have read). Both models' temperature
+    rises with the score, from ``temperature`` to ``hottest`` times it, and of q_T a share of ``noise`` times the score is
+    uniform: the mean of the source's random noise, so that no split of a step changes the loss. No gradient goes through
+    the score. A row without a target (a negative one) has score 0.
+    """
+    teacher, student = without_padding(teacher_logits, student_logits)
+    known, guessed = (z.softmax(-1).gather(-1, targets.clamp(min=0)[:, None]) for z in (teacher, student.detach()))
+    score = torch.where(targets[:, None] >= 0, known - guessed, 0.0).clamp(min=0)
+    heat = temperature * (1 + (hottest - 1) * score)
+    log_t, log_s = ((z / heat).log_softmax(-1) for z in (teacher, student))
+    real = teacher > FLOOR
+    blurred = (1 - noise * score) * log_t.exp() + noise * score * real / real.sum(-1, keepdim=True)
+    return (torch.xlogy(blurred, blurred) - blurred * log_s).sum(-1)

@@ -1,7 +1,7 @@
 """Losses of images: features, visual tokens, and how text attends to them."""
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from switchkd_cli.engine.losses.ops.vocabulary import at_least_float32
 
@@ -78,3 +78,27 @@ def attention_mse(teacher_attention: Tensor, student_attention: Tensor) -> Tenso
     sees_image = (teacher != 0).flatten(2).any(-1)  # [P, T]
     squares = (student - teacher).square().mean((2, 3)) * sees_image
     return squares.sum(1) / sees_image.sum(1).clamp(min=1)
+
+
+def attention_cosine(
+    teacher_attentions: Tensor, student_attentions: Tensor, *, first: float = 0.3, last: float = 0.7
+) -> Tensor:
+    """Return 1 - cos(A_T, A_S) over the image tokens, the mean over layers and the queries that see the image, [P] (CompoDistill).
+
+    A [P, T, M, L] is the attention of T queries to M image tokens in each of L layers, of which those between the shares
+    ``first`` and ``last`` of the depth count. Each of the student's is compared with the mean of a group of the teacher's:
+    neighbours, in order, as equally many as they can be. The other queries are rows of 0 in the teacher's.
+    """
+    teacher, student = at_least_float32(teacher_attentions.detach()), at_least_float32(student_attentions)
+    sees_image = (teacher != 0).flatten(2).any(-1)  # [P, T]
+    teacher, student = (_between(attention, first, last) for attention in (teacher, student))
+    groups = nn.functional.adaptive_avg_pool1d(teacher.flatten(0, 1), student.shape[-1]).view_as(student)
+    distances = (1 - nn.functional.cosine_similarity(groups, student, dim=2)).mean(-1) * sees_image
+    return distances.sum(1) / sees_image.sum(1).clamp(min=1)
+
+
+def _between(attention: Tensor, first: float, last: float) -> Tensor:
+    """Return the layers of [..., L] between two shares of the depth, at least one."""
+    layers = attention.shape[-1]
+    start = min(int(first * layers), layers - 1)
+    return attention[..., start : max(start + 1, int(last * layers))]

@@ -97,11 +97,12 @@ class VisionLanguageModel(nn.Module):
 
     @property
     def widths(self) -> dict[str, int]:
-        """The size of the last axis of `features`, `tokens` and `attention`."""
+        """The size of the last axis of what an adapter may stand behind: `features`, `tokens`, `mapped`, `attention`."""
         text = self.model.config.get_text_config()
         return {
             "features": vision_width(self.model.config) * self._in_token,
             "tokens": text.hidden_size * self._in_token,
+            "mapped": text.hidden_size,
             "attention": text.num_attention_heads,
         }
 
@@ -175,7 +176,17 @@ class VisionLanguageModel(nn.Module):
         """
         with replaced(self.language.config, EAGER):
             output = output_of(self.language.layers[0].self_attn, self._read, batch, tokens)
-        weights = output[1].float().permute(0, 3, 2, 1)  # [B, keys, queries, heads]
+        return self._to_images(output[1], batch, tokens)
+
+    def attentions(self, batch: Batch, tokens: PerImage) -> PerImage:
+        """Every layer of L: as `attention`, the mean over heads, [P, T, M, layers]. All layers' [T, T] exist at a time."""
+        with replaced(self.language.config, EAGER):
+            output = self._read(batch, tokens, output_attentions=True)
+        return self._to_images(torch.stack([of_layer.mean(1) for of_layer in output.attentions], 1), batch, tokens)
+
+    def _to_images(self, attention: Tensor, batch: Batch, tokens: PerImage) -> PerImage:
+        """Return what text gives to each image, [P, T, M, K], of attention [B, K, queries, keys]."""
+        weights = attention.float().permute(0, 3, 2, 1)
         if not batch.images:
             return _with_graph_of(tokens, weights[:0, :1].transpose(1, 2))
         of_images = weights[batch.image].split([len(each) for each in tokens])

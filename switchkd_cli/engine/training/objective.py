@@ -9,7 +9,7 @@ from torch import Tensor
 from switchkd_cli import registry
 from switchkd_cli.engine.batch import Batch, PerImage, loss_per_image, row_selector
 from switchkd_cli.engine.lm_head import Heads
-from switchkd_cli.engine.losses.focus import weights
+from switchkd_cli.engine.losses.focus import BLOCK, weights
 from switchkd_cli.engine.losses.ops.positions import single_tokens, span_rows
 from switchkd_cli.engine.losses.ops.state import State
 from switchkd_cli.engine.paths import output_name
@@ -175,7 +175,8 @@ class Objective:
             read, mask = batch.read_by(path, keep)
             # mostly all of [N, V] itself, not a copy of it for each term
             select = row_selector(pairs[path] if pairs else read.predicting(term.on)[mask])
-            given |= {f"{side}_targets": select(read.targets[mask]), "rows": select(mask.nonzero()[:, 0])}
+            given |= {f"{side}_targets": select(read.targets[mask]), f"{side}_image": select(read.image[mask])}
+            given["rows"] = given[f"{side}_rows"] = select(mask.nonzero()[:, 0])
             if signature.of_spans:
                 given[f"{side}_spans"] = select(read.predicted_spans[mask])
             for kind in (kind for of, kind in signature.reads if of == side):
@@ -192,9 +193,15 @@ class Objective:
         """Return the weights of a term's positions, [N], by the score that its focus names."""
         focus, score = term.focus, self.scored[term.name]
         assert focus is not None
+        # a loss with a gradient of its own would compute it although none is wanted here
+        logits = {path: of.detach() for path, of in inputs.outputs.items() if isinstance(of, Tensor)}
+        inputs = inputs._replace(outputs=logits)
         given = self._given(term, inputs, score, {path: path for path in (*score.sides, term.of)})
         given["targets"] = given[f"{term.of}_targets"]
-        scores = registry.resolve("focus", focus.by)(*(given[name] for name in score.positional), **focus.parameters)
+        arguments, function = [given[name] for name in score.positional], registry.resolve("focus", focus.by)
+        size = max(1, BLOCK // max(of.shape[-1] for of in arguments if of.ndim > 1))
+        blocks = zip(*(of.split(size) for of in arguments), strict=True)
+        scores = torch.cat([function(*block, **focus.parameters) for block in blocks])
         return weights(scores, given["rows"], share=focus.share, mass=focus.mass, of_examples=focus.of == "examples")
 
     def total(self, parts: Mapping[str, Tensor], weights: Mapping[str, float] = {}) -> Tensor:

@@ -19,8 +19,8 @@ class TermStates:
     A learned weight is exp(-s): AdamW moves s by the gradient of exp(-s) · loss + s, which is 1 - exp(-s) · loss.
     """
 
-    def __init__(self, stage: Stage) -> None:
-        self.terms = stage.objective
+    def __init__(self, stage: Stage, device: torch.device) -> None:
+        self.terms, self.device = stage.objective, device
         self.signatures = {term.name: registry.signature("loss", term.loss) for term in self.terms}
         self.of_losses = {name: State() for name, of in self.signatures.items() if "state" in of.positional}
         learned = {term.name: term.weight for term in self.terms if isinstance(term.weight, Learned)}
@@ -69,7 +69,7 @@ class TermStates:
             loss, state = registry.resolve("loss", term.loss), self.of_losses[term.name]
             added: dict[str, Tensor] = {}
             for name, value in (pair for of_process in sums for pair in of_process.get(term.name, {}).items()):
-                added[name] = added.get(name, 0) + value
+                added[name] = added.get(name, 0) + value.to(self.device)
             defaults = {name: of.default for name, of in self.signatures[term.name].keywords.items()}
             parameters = defaults | getattr(loss, "keywords", {}) | term.parameters
             update = getattr(loss, "func", loss).update
@@ -81,9 +81,9 @@ class TermStates:
         weights = {name: {"s": s, **moments.get(s, {})} for name, s in self.learned.items()}
         return {"losses": {name: dict(state) for name, state in self.of_losses.items()}, "weights": weights}
 
-    def load_state_dict(self, state: Mapping[str, Any], device: torch.device) -> None:
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Resume where `state_dict` was taken."""
-        losses = tree_map_only(Tensor, lambda of: of.to(device), state["losses"])
+        losses = tree_map_only(Tensor, lambda of: of.to(self.device), state["losses"])
         self.of_losses = {name: State(of) for name, of in losses.items()}
         for name, saved in state["weights"].items():
             self.learned[name].copy_(saved["s"])

@@ -60,7 +60,7 @@ class Trainer:
         self.precision, self.processes, self.deepspeed, self.launcher = precision, processes, deepspeed, launcher
         self.micro_batch = micro_batch_size(stage, processes.count)
         self.objective = Objective(stage.objective, paths.tokens)
-        self.states = TermStates(stage)
+        self.states = TermStates(stage, processes.device)
         if stage.lora is not None:
             add_adapters(paths.student, stage.lora, seed)
         paths.requires_grad_(False)
@@ -235,7 +235,7 @@ class Trainer:
             group.update(saved)
         self.schedule.load_state_dict(state["schedule"])
         if "terms" in state:  # older checkpoints lack it
-            self.states.load_state_dict(state["terms"], self.replica.device)
+            self.states.load_state_dict(state["terms"])
 
     def close(self) -> None:
         """Leave the trained weights in `paths`, adapters not merged yet."""

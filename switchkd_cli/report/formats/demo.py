@@ -1,6 +1,5 @@
 """Write one HTML page that needs no other file: an image, a question, and the stored answers of several models to it."""
 
-import base64
 import io
 import math
 from collections.abc import Callable, Collection, Mapping, Sequence
@@ -12,7 +11,7 @@ from PIL.Image import Image
 from switchkd_cli.benchmarks import BENCHMARKS
 from switchkd_cli.errors import UserError
 from switchkd_cli.files.atomic import write_text
-from switchkd_cli.report.formats.markup import render
+from switchkd_cli.report.formats.markup import data_uri, render
 from switchkd_cli.report.results.finished_run import ScoredRun, TeacherScores
 from switchkd_cli.report.results.row_runs import group_by_row, reference
 from switchkd_cli.report.stats.stored_answers import read_answers
@@ -75,4 +74,4 @@ def _data_uri(image: Image) -> str:
     small, data = image.convert("RGB"), io.BytesIO()
     small.thumbnail((SIDE, SIDE))
     small.save(data, "WEBP", quality=85)
-    return f"data:image/webp;base64,{base64.b64encode(data.getvalue()).decode('ascii')}"
+    return data_uri(data.getvalue(), "webp")

@@ -19,24 +19,21 @@ from switchkd_cli.package_data import read_yaml
 from switchkd_cli.report.document import AVERAGE_HEAD, Document, FigureFile, Number, Table, are_words, words
 
 TEMPLATES = Path(__file__).with_name("templates")
-LATEX: dict[str, Any] = {
-    "block_start_string": "<%",
-    "block_end_string": "%>",
-    "variable_start_string": "<<",
-    "variable_end_string": ">>",
-    "comment_start_string": "<#",
-    "comment_end_string": "#>",
-}
-"""Signs around statements and values in LaTeX, which needs braces itself."""
+LATEX: dict[str, dict[str, str]] = read_yaml(__file__, "latex.yaml")
 MARKS = re.compile(r"([\\`*_<\[\]])")  # have a meaning in Markdown
 FIGURE = re.compile(r"[\d.,]+( of \d+)?")  # text that aligns as a number does
 IDS = re.compile(r'(\bid="|url\(#|href="#)')
 
 
-def environment_of(folder: Path, **settings: Any) -> jinja2.Environment:
-    """What reads the templates of a folder: statements leave no lines, and a name without a value is an error."""
+def environment_of(folder: Path, *filters: Callable[..., Any], **settings: Any) -> jinja2.Environment:
+    """What reads the templates of a folder, which use these filters by name.
+
+    Statements leave no lines, and a name without a value is an error.
+    """
     kept: dict[str, Any] = {"trim_blocks": True, "lstrip_blocks": True, "undefined": jinja2.StrictUndefined}
-    return jinja2.Environment(loader=jinja2.FileSystemLoader(folder), **kept, **settings)
+    environment = jinja2.Environment(loader=jinja2.FileSystemLoader(folder), **kept, **settings)
+    environment.filters |= {of.__name__.lstrip("_"): of for of in filters}
+    return environment
 
 
 def render(name: str, document: Any, *filters: Callable[..., Any], **more: Any) -> str:
@@ -44,8 +41,8 @@ def render(name: str, document: Any, *filters: Callable[..., Any], **more: Any) 
 
     In HTML text is escaped, unless it is `Markup`.
     """
-    environment = environment_of(TEMPLATES, autoescape=".html" in name, **(LATEX if ".tex" in name else {}))
-    environment.filters |= {of.__name__.lstrip("_"): of for of in filters}
+    signs = LATEX["signs"] if ".tex" in name else {}
+    environment = environment_of(TEMPLATES, *filters, autoescape=".html" in name, **signs)
     style = Markup((TEMPLATES / "report.css").read_text(encoding="utf-8"))
     return environment.get_template(name).render(document=document, style=style, **more)
 
@@ -84,8 +81,7 @@ def _escaped(text: str) -> str:
 def _encoder() -> Any:
     from pylatexenc.latexencode import RULE_REGEX, UnicodeToLatexConversionRule, UnicodeToLatexEncoder
 
-    rules = read_yaml(__file__, "latex.yaml")
-    own = [(re.compile(pattern), latex) for pattern, latex in rules.items()]
+    own = [(re.compile(pattern), latex) for pattern, latex in LATEX["rules"].items()]
     return UnicodeToLatexEncoder(
         conversion_rules=[UnicodeToLatexConversionRule(RULE_REGEX, own), "defaults"],
         replacement_latex_protection="braces-after-macro",
@@ -114,8 +110,7 @@ def _drawn(figure: FigureFile, folder: Path) -> str:
     """An SVG's element, scaled to the page, with ids that no other figure has; any other image as data."""
     path, title = folder / figure.path, escape(figure.title)
     if path.suffix != ".svg":
-        data = base64.b64encode(path.read_bytes()).decode("ascii")
-        return Markup(f'<img src="data:image/{path.suffix[1:]};base64,{data}" alt="{title}">')
+        return Markup(f'<img src="{data_uri(path.read_bytes(), path.suffix[1:])}" alt="{title}">')
     own = "-".join((*figure.path.parent.parts[1:], path.stem))
     svg = path.read_text(encoding="utf-8")
     svg = IDS.sub(lambda found: f"{found[0]}{own}-", svg[svg.index("<svg") :])
@@ -124,11 +119,17 @@ def _drawn(figure: FigureFile, folder: Path) -> str:
     return Markup(f'{head} role="img" aria-label="{title}">{body}')
 
 
+def data_uri(image: bytes, kind: str) -> str:
+    """An image file's content, of a kind such as `png`, as an address."""
+    return f"data:image/{kind};base64,{base64.b64encode(image).decode('ascii')}"
+
+
 def _scale(table: Table) -> tuple[int, float, float] | None:
     """The place of the table's plotted column, and where one scale for its intervals and 0 begins and ends."""
     if table.plotted not in table.columns:
         return None
     place = table.columns.index(table.plotted) - 1
     numbers = [cell for cell in table.by_column[place] if isinstance(cell, Number)]
-    low, high = (pick(0.0, *(end for of in numbers for end in (of.low, of.high)), 0.0) for pick in (min, max))
+    ends = [0.0, *(end for of in numbers for end in (of.ends.low, of.ends.high))]
+    low, high = min(ends), max(ends)
     return (place, low, high) if low < high else None

@@ -86,8 +86,8 @@ def _tone(difference: Number, *, alike: bool) -> Tone:
     tones: Mapping[int, Tone] = {1: "agrees", -1: "opposite", 0: "unclear"}
     if not alike or difference.interval is None:
         return tones[difference.side or 0]
-    farthest = max(abs(difference.low), abs(difference.high))
-    return "agrees" if farthest <= ALIKE else "opposite" if max(difference.low, -difference.high) > ALIKE else "unclear"
+    low, high = difference.ends.low, difference.ends.high
+    return "agrees" if max(-low, high) <= ALIKE else "opposite" if max(low, -high) > ALIKE else "unclear"
 
 
 def table(findings: Sequence[CheckedFinding]) -> Table | None:

@@ -105,13 +105,8 @@ def _gains(recipe: RecipeRuns, columns: Columns, answers: AnswerUnits, kind: Con
     minus: list[Column] = [("minus", "theirs.title")] if several else []
     with_average = [row for row in rows if row.average]
     tests = [*TESTS, PAPER] if any(row.average and row.average.printed for row in rows) else TESTS
-    average: list[Column] = [
-        (f"average {name}", "ours.title"),
-        *minus,
-        ("seeds", lambda row: len(row.seeds)),
-        ("difference", "average.over_seeds"),
-        *((head, f"average.{test}") for head, test in tests),
-    ]
+    average: list[Column] = [(f"average {name}", "ours.title"), *minus, ("seeds", lambda row: len(row.seeds))]
+    average += [("difference", "average.over_seeds"), *((head, f"average.{test}") for head, test in tests)]
     gains = [(head, methodcaller("over_seeds", head)) for head in columns.heads]
     tested = CAPTIONS["tests"].format(tests=sum(bool(d.p) for row in rows for d in row.each.values()))
     tested += f" Equal to the compute of {recipe.planned_rows[0].title}." if kind == "compute" else ""
@@ -123,7 +118,9 @@ def _gains(recipe: RecipeRuns, columns: Columns, answers: AnswerUnits, kind: Con
 def _verdict(rows: Sequence[RowDifference]) -> str:
     """What the seeds say of the averages, in words."""
     gains = [(row.ours.title, row.average.over_seeds) for row in rows if row.average]
-    titles = grouped((int(gain.side or 0), f"{title} ({gain.mde})" if gain.mde else title) for title, gain in gains)
+    titles = grouped(
+        (int(gain.side or 0), f"{title} ({gain.ends.mde})" if gain.ends.mde else title) for title, gain in gains
+    )
     words = {"Clearly above on average": 1, "Clearly below": -1, "Not clear": 0}
     return " ".join(f"{said}: {'; '.join(titles.get(side, ())) or 'none'}." for said, side in words.items())
 
@@ -147,13 +144,9 @@ def _answer_kinds(recipe: RecipeRuns, columns: Columns) -> Block:
 def _costs(recipe: RecipeRuns, columns: Columns) -> Table:
     """Gain, fidelity and cost next to one another."""
     measured = any(run.results.get("fidelity") for run in recipe.runs)
-    shown: list[Column] = [
-        ("row", "title"),
-        ("average", _mean(columns.run_average)),
-        _minus_control(recipe, "steps", columns.run_average),
-        *(MEASURED["fidelity"] if measured else ()),
-        *MEASURED["costs"],
-    ]
+    average = columns.run_average
+    shown: list[Column] = [("row", "title"), ("average", _mean(average)), _minus_control(recipe, "steps", average)]
+    shown += [*(MEASURED["fidelity"] if measured else ()), *MEASURED["costs"]]
     caption = f"{CAPTIONS['fidelity' if measured else 'no fidelity']} {CAPTIONS['costs']}"
     return Table.of(recipe.rows, shown, caption=caption)
 
@@ -164,10 +157,8 @@ def _eyes_or_reader(recipe: RecipeRuns) -> Block:
     if not measured:
         return Text(CAPTIONS["no eyes or reader"])
     data = "; ".join(dict.fromkeys(map(footnotes.measured_on, measured)))
-    caption = CAPTIONS["eyes or reader"].format(data=data)
-    return Table.of(
-        recipe.rows, [("row", "title"), *MEASURED["accuracies"], *MEASURED["eyes_or_reader"]], caption=caption
-    )
+    shown: list[Column] = [("row", "title"), *MEASURED["accuracies"], *MEASURED["eyes_or_reader"]]
+    return Table.of(recipe.rows, shown, caption=CAPTIONS["eyes or reader"].format(data=data))
 
 
 def _mean(score: Score) -> Callable[[RowRuns], Number | None]:

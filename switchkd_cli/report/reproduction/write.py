@@ -74,11 +74,8 @@ def compose(recipes: Sequence[RecipeRuns], figures: Mapping[str, Sequence[Block]
     tasks = in_order(measured)
     splits = dict.fromkeys((run.results["world"], run.results["split"]) for run in runs)
     worlds = sorted({world for world, _ in splits})
-    head = (
-        Text(TEXTS["world"]["playground" if worlds == ["playground"] else "hub"], "world"),
-        *_problems(recipes),
-        Facts(tuple(_facts(recipes, runs))),
-    )
+    about = TEXTS["world"]["playground" if worlds == ["playground"] else "hub"]
+    head = (Text(about, "world"), *_problems(recipes), Facts(tuple(_facts(recipes, runs))))
     said: list[Block] = [Text(findings.summary(checked)), *([table] if table else [])]
     chapters = (
         Document("The paper's findings, and ours", tuple(said), anchor="findings"),

@@ -13,7 +13,7 @@ from switchkd_cli.report.results.paired_items import answer_units
 from switchkd_cli.report.results.row_runs import SFT, RowRuns, group_by_row, reference, seeds_in_words
 from switchkd_cli.report.tables import differences, footnotes
 from switchkd_cli.report.tables.columns import Columns, protocol
-from switchkd_cli.report.texts import MDE, NOTES
+from switchkd_cli.report.texts import MDE, NOTES, TEXTS
 from switchkd_cli.runs.run_folder import RunFolder
 
 
@@ -31,13 +31,10 @@ def distillation(runs: Sequence[ScoredRun], teacher: TeacherScores) -> Document:
         rows.append(Line(f"gain: {ours.title} minus {control.title}", cells, "gain"))
     recipe, _, world = ours.recipe.partition("@")
     again = f"switchkd ablate {recipe}" + (f" --world {world}" if world else "")
-    notes = (
-        *footnotes.of_scores(runs, columns),
-        f"one seed ({ours.seed}), so chance is not ruled out: {again} --seeds 5",
-        *footnotes.lengths(last),
-        *(f"files: {shown(run.path)}" for run in runs),
-    )
-    return Document(footnotes.title(runs), (columns.table("points", rows, last), Points(notes)))
+    once = f"one seed ({ours.seed}), so chance is not ruled out: {again} --seeds 5"
+    notes = [*footnotes.of_scores(runs, columns), once, *footnotes.lengths(last)]
+    notes += [f"files: {shown(run.path)}" for run in runs]
+    return Document(footnotes.title(runs), (columns.table("points", rows, last), Points(tuple(notes))))
 
 
 def ablation(
@@ -71,19 +68,14 @@ def ablation(
         gained.append((f"{ours.title} minus it", gains.get))
     gained.append(("train s", lambda row: (mean := row.mean(lambda run: run.seconds)) and round(mean.value)))
     scores = [Line(row.title, columns.cells(row.means())) for row in missing if row.runs]
-    notes = (
-        *(f"{ours.title} {verdict}: {'; '.join(titles)}" for verdict, titles in verdicts.items()),
-        "±: half the 95 % t interval over seeds; differences are paired by seed",
-        "not clear: the interval includes 0 (or there is none); not corrected for the number of rows",
-        MDE,
-        *(f"{row.title}: no finished run for {seeds_in_words(own)}" for row, own in missing.items() if own),
-        *footnotes.of_scores(runs, columns),
-        *footnotes.lengths(runs),
-        f"train s: seconds of the last stage ({runs[0].stages[-1]['name']}), mean over seeds",
-        f"files: {shown(runs[0].path.parents[1])}",
-    )
+    notes = [f"{ours.title} {verdict}: {'; '.join(titles)}" for verdict, titles in verdicts.items()]
+    notes += [*TEXTS["over seeds"], MDE]
+    notes += [f"{row.title}: no finished run for {seeds_in_words(own)}" for row, own in missing.items() if own]
+    notes += [*footnotes.of_scores(runs, columns), *footnotes.lengths(runs)]
+    notes.append(f"train s: seconds of the last stage ({runs[0].stages[-1]['name']}), mean over seeds")
+    notes.append(f"files: {shown(runs[0].path.parents[1])}")
     tables = (Table.of(missing, gained), columns.table("mean over seeds", scores, runs))
-    return Document(f"{footnotes.title(runs)}, {seeds_in_words(seeds)}", (*tables, Points(notes)))
+    return Document(f"{footnotes.title(runs)}, {seeds_in_words(seeds)}", (*tables, Points(tuple(notes))))
 
 
 def _verdict(gain: Number) -> str:
@@ -110,25 +102,15 @@ def comparison(
     lines = [Line(row.name, columns.cells(row.means())) for row in rows]
     single = [row.title for row in rows if len(row.runs) == 1 and row.is_run]
     alone = "one seed, so training's chance is not ruled out (switchkd ablate RECIPE --seeds 5)"
-    notes = (
-        *differences.notes(compared),
-        *answers.notes,
-        *footnotes.of_scores(runs, columns),
-        *([f"{alone}: {'; '.join(single)}"] if single else []),
-        *footnotes.scored_models(every),
-        *footnotes.lengths(every),
-        *footnotes.versions(every),
-        *map(_files, rows),
-    )
+    notes = [*differences.notes(compared), *answers.notes, *footnotes.of_scores(runs, columns)]
+    notes += [f"{alone}: {'; '.join(single)}"] if single else []
+    notes += [*footnotes.scored_models(every), *footnotes.lengths(every), *footnotes.versions(every)]
+    notes += map(_files, rows)
     results = runs[0].results
-    tables = (
-        columns.table("points", lines, every, "scores"),
-        *_over_seeds(rows, columns),
-        *_low_bits(every, columns),
-        *differences.tables(compared),
-        protocol(columns.tasks, results["world"], results["split"], results["scores"]),
-    )
-    return Document(footnotes.title(runs), (*tables, Points(notes)))
+    measured = protocol(columns.tasks, results["world"], results["split"], results["scores"])
+    tables = [columns.table("points", lines, every, "scores"), *_over_seeds(rows, columns), *_low_bits(every, columns)]
+    tables += [*differences.tables(compared), measured]
+    return Document(footnotes.title(runs), (*tables, Points(tuple(notes))))
 
 
 def _files(row: RowRuns) -> str:

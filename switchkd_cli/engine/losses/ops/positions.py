@@ -6,6 +6,7 @@ models have the same spans, each with a token at least.
 
 import torch
 from torch import Tensor
+from torch.nn.functional import adaptive_avg_pool1d
 from torch.nn.utils.rnn import pad_sequence
 
 
@@ -47,3 +48,13 @@ def group_by_row(values: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
     count = count if len(count) else count.new_zeros(1)  # no value: one example without any
     padded = pad_sequence(values.split(count.tolist()), batch_first=True)
     return padded, torch.arange(padded.shape[1], device=rows.device) < count[:, None]
+
+
+def pooled(values: Tensor, rows: Tensor, to: Tensor) -> Tensor:
+    """Return values [M, D] as [N, D]: of each example as many as it has in `to` [N], means of neighbours.
+
+    ``rows`` [M] and `to` say which example each belongs to, and have the same examples in one order.
+    """
+    counts, wanted = (of.unique_consecutive(return_counts=True)[1].tolist() for of in (rows, to))
+    parts = zip(values.split(counts), wanted, strict=True)
+    return torch.cat([adaptive_avg_pool1d(part.mT, count).mT for part, count in parts]) if counts else values

@@ -1,11 +1,9 @@
 """What a loss keeps from one optimiser step to the next, and moving averages."""
 
 from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import Any
 
 from torch import Tensor
-
-Number = TypeVar("Number", float, Tensor)
 
 
 class State(dict[str, Any]):
@@ -36,6 +34,6 @@ def updated_by(update: Callable[..., dict[str, Any]]) -> Callable[[Callable[...,
     return give
 
 
-def ema(average: Number | None, value: Number, decay: float) -> Number:
-    """Return the exponential moving average after another value; without an average it is the value."""
+def ema(average: Any, value: Any, decay: float) -> Any:
+    """Return the exponential moving average of numbers or tensors after another value; of none it is the value."""
     return value if average is None else decay * average + (1 - decay) * value
