@@ -64,6 +64,7 @@ def add_adapters(model: "VisionLanguageModel", spec: Lora, seed: int) -> None:
     # the whole name: a tower may have layers of the same kinds
     target = rf"{re.escape(layers)}\..*\.({'|'.join(kinds)})"
     sizes = {"r": spec.rank, "lora_alpha": spec.scale, "lora_dropout": spec.dropout, "use_dora": spec.dora}
+    vars(model.model).pop("peft_config", None)  # of an earlier stage
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         inject_adapter_in_model(LoraConfig(target_modules=target, **sizes), model.model)
