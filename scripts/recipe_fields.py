@@ -28,6 +28,7 @@ NAMES = {
     "data": "SET",
     "stages": "STAGE",
     "objective": "TERM",
+    "paths": "PATH",
     "rows": "ROW",
 }  # what an item is found by in a dotted path
 

@@ -30,7 +30,7 @@ TEMPLATES: dict[str, dict[str, Any]] = REGISTRIES["template"]
 TRACKERS: dict[str, dict[str, Any]] = REGISTRIES["tracker"]
 
 # A loss declares what it reads by the names of its positional arguments: a side and a kind (`student_tokens` are read from
-# the path that is its term's `of`, `teacher_tokens` from its `to`), or one of EXTRAS.
+# the path that is its term's `of`, `teacher_tokens` from its `to`; any other side is the name of a path), or one of EXTRAS.
 OF_POSITIONS = ("logits", "hidden", "mapped")
 OF_IMAGES = ("features", "tokens", "attention", "focus", "attentions")
 EXTRAS: tuple[str, ...] = ("targets", "rows", "progress", "state", "first_pieces", "student_spans", "student_image")
@@ -39,7 +39,7 @@ EXTRAS += ("teacher_targets", "teacher_rows", "teacher_spans", "teacher_image")
 KNEES = "at_knees_of"
 BOUNDS = ("window", "min_k", "max_k")
 
-Kind = Literal["loss", "focus", "family", "engine", "export", "source", "schedule"]
+Kind = Literal["loss", "focus", "mixer", "family", "engine", "export", "source", "schedule"]
 # What a schedule is given by the training; its other arguments are parameters in a recipe.
 OF_TRAINING = ("optimizer", "num_warmup_steps", "num_training_steps", "last_epoch")
 
@@ -67,7 +67,7 @@ class Signature:
     @property
     def reads(self) -> tuple[tuple[str, str], ...]:
         """(side, kind) of each positional argument that comes from a model, such as ("student", "logits")."""
-        pairs = (name.partition("_") for name in self.positional if name not in EXTRAS)
+        pairs = (name.rpartition("_") for name in self.positional if name not in EXTRAS)
         return tuple((side, kind) for side, _, kind in pairs)
 
     @property
@@ -79,6 +79,11 @@ class Signature:
     def of_images(self) -> bool:
         """Whether the loss gives one value per image; else it gives one per position that its term chooses, or per span."""
         return any(kind in OF_IMAGES for _, kind in self.reads)
+
+    @property
+    def of_sets(self) -> bool:
+        """Whether a mixer's rule gives the weights of data sets; else it gives scores of rows."""
+        return "weights" in self.positional
 
     @property
     def of_spans(self) -> bool:

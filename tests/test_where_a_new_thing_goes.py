@@ -7,6 +7,7 @@ dict, as its line in registry.yaml does; a recipe, printed numbers and a world a
 import importlib
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -100,6 +101,34 @@ def test_a_loss_has_its_parameters_checked(here, loss):
     problems = "\n".join(caught.value.problems)
     assert "half_squares takes no such parameter, got 'factr' (did you mean 'factor'?)" in problems
     assert "half_squares compares two models' logits, got 'labels'" in problems
+
+
+MIXER = '''
+def by_loss(student_loss, *, sign: float = 1.0):
+    """Rows that the student finds hardest come first."""
+    return sign * student_loss
+'''
+
+
+def test_a_mixer(here, monkeypatch):
+    (here / "added_mixer.py").write_text(MIXER)
+    monkeypatch.setitem(registry.REGISTRIES["mixer"], "by_loss", "added_mixer:by_loss")
+    mixer = {"by": "by_loss", "rounds": 2, "candidates": 2, "parameters": {"sign": -1.0}}
+    rows = tiny.rows(here) + [tiny.row(f"t{i}", None, ("Say hi.", "hi" + " a dog" * i)) for i in range(4)]
+    run, metrics = trained(tiny_run.write(here, rows=rows, distill={"steps": 2, "mixer": mixer}), here / "runs")
+    rounds = [line for line in metrics if line.get("event") == "round"]
+    assert [line["scored"] for line in rounds] == [8, 8]
+    assert all(line["score"] > line["score/all"] for line in rounds)  # of the negative losses, the highest
+    plans = [launch.estimate(each, planned_machine(None, "fp32"), here / "elsewhere", {}) for each in (run, plain(run))]
+    with_mixer, without = (plan.stages[1].flops for plan in plans)
+    assert with_mixer > 1.3 * without and any(
+        "its mixer reads up to 8 rows a step" in note for note in plans[0].stages[1].notes
+    )
+
+
+def plain(run):
+    stages = [stage.model_copy(update={"mixer": None}) for stage in run.config.stages]
+    return replace(run, config=run.config.model_copy(update={"stages": tuple(stages)}))
 
 
 SOURCE = '''

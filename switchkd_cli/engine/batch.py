@@ -5,6 +5,7 @@ Attention masks and the label shift are made only here.
 
 from __future__ import annotations
 
+import random
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cache
@@ -14,6 +15,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 from torch.utils._pytree import tree_leaves, tree_map, tree_map_only
+
+from switchkd_cli.report.grouping import grouped
 
 IGNORE = -100
 """Label of a token that is not supervised (the convention of torch's and transformers' cross-entropy)."""
@@ -62,7 +65,8 @@ class Example:
     position: Tensor | None = None  # [T] or [A, T]
     instead_of: tuple[Unusable, ...] = ()  # rows that this one replaces
     cut: int = 0  # number of tokens cut off at its end
-    teacher: Example | None = None  # as the teacher reads it (no images: these); None: it reads the student's tokens
+    others: Mapping[tuple[str, ...], Example] = field(default_factory=dict)
+    """The row as other tokens (no images: these), by the names of the paths that read it so."""
     spans: Tensor | None = None  # [T] number of the span of bytes that both models' tokens end together; -1: in none
     aligned: Tensor | None = None  # [2] the answers' bytes in such spans, and all
 
@@ -86,24 +90,46 @@ class Batch:
     attention: Tensor = field(repr=False)  # [B, T] bool, or [B, 1, T, T] bool where turns are independent
     position: Tensor = field(repr=False)  # [B, T], or [A, B, T] where a family counts along A axes
     unusable: tuple[Unusable, ...] = ()  # rows that examples of this batch replace
-    teacher: Batch | None = None  # the same rows as the teacher's own tokens; None: it reads the student's
+    others: Mapping[tuple[str, ...], Batch] = field(default_factory=dict)  # see `Example`
     spans: Tensor | None = None  # [B, T] see `Example`
     aligned: Tensor | None = None  # [B, 2] see `Example`
+    mixture: str = ""  # what `mixed` images are drawn by, in addition to each example's id
+
+    def reading(self, path: str) -> Batch:
+        """Return the rows as the tokens that a path reads, [B, T]."""
+        return next((of for names, of in self.others.items() if path in names), self)
 
     def read_by(self, path: str, keep: Tensor) -> tuple[Batch, Tensor]:
-        """Return the tokens that a path reads, [B, T], and its part of a mask.
-
-        Where teacher and switch read tokens of their own, a mask is [B, T of the student + T of the teacher].
-        """
-        if self.teacher is None:
-            return self, keep
-        own = self.input_ids.shape[1]
-        return (self, keep[:, :own]) if path == "student" else (self.teacher, keep[:, own:])
+        """Return the tokens that a path reads, [B, T], and its part of a mask, which is [B, T of all `readings` together]."""
+        readings, own = self.readings, self.reading(path)
+        parts = keep.split([of.input_ids.shape[1] for of in readings], 1)
+        return own, next(part for of, part in zip(readings, parts, strict=True) if of is own)
 
     @property
     def readings(self) -> tuple[Batch, ...]:
-        """The student's tokens, and the teacher's where they are others."""
-        return (self,) if self.teacher is None else (self, self.teacher)
+        """The student's tokens, and what other paths read in their place."""
+        return (self, *self.others.values())
+
+    def shown(self, images: str, mixture: str = "") -> tuple[ImageInput, ...]:
+        """Return the images as a path sees them (`PathSpec.images`). `mixture` draws those that are mixed."""
+        if images == "mixed":
+            return self._mixed(mixture)
+        return (self.with_blank_images() if images == "blank" else self).images
+
+    def _mixed(self, mixture: str) -> tuple[ImageInput, ...]:
+        """Return each image blended with the next one of its layout (with the first one after the last).
+
+        Its share of the blend, in [0, 1), follows from `mixture`, the example's id and which of its images it is.
+        """
+        mixed, owners = list(self.images), self.image_rows.tolist()
+        for alike in grouped((layout(image), at) for at, image in enumerate(self.images)).values():
+            for at, after in zip(alike, [*alike[1:], alike[0]], strict=True):
+                draw = random.Random(f"{mixture}/{self.ids[owners[at]]}/{owners[:at].count(owners[at])}")
+                own, share = self.images[at], draw.random()
+                pixels = {name: of for name, of in own.items() if of.is_floating_point()}
+                blend = {name: of.lerp(self.images[after][name], 1 - share) for name, of in pixels.items()}
+                mixed[at] = {**own, **blend}
+        return tuple(mixed)
 
     @property
     def predicted_spans(self) -> Tensor:
@@ -137,7 +163,7 @@ class Batch:
         return _shift_left(chosen, False) & follows
 
     def predicting_in_all(self, on: str) -> Tensor:
-        """Return `predicting` of the student's tokens, and of the teacher's where they are others, as `read_by` takes it."""
+        """Return `predicting` of all `readings`, one after another, as `read_by` takes it."""
         return torch.cat([of.predicting(on) for of in self.readings], 1)
 
     @property
@@ -148,7 +174,8 @@ class Batch:
     def with_blank_images(self) -> Batch:
         """Return the batch with pixels of 0, about the mean that they are normalised by: nothing can be seen in them."""
         blank = tree_map(lambda of: torch.zeros_like(of) if of.is_floating_point() else of, self.images)
-        return replace(self, images=blank, teacher=self.teacher and self.teacher.with_blank_images())
+        others = {names: of.with_blank_images() for names, of in self.others.items()}
+        return replace(self, images=blank, others=others)
 
     def with_other_images(self, seen: dict[str, ImageInput]) -> tuple[Batch, Tensor]:
         """Return the batch with the last image of the same `layout`, of an earlier row, in each image's place.
@@ -178,8 +205,8 @@ class Batch:
     def to(self, device: torch.device) -> Batch:
         """Return the batch on another device."""
         move = cache(lambda tensor: tensor.to(device, non_blocking=True))  # images that both read are moved once
-        teacher = self.teacher and replace(self.teacher, **tree_map_only(Tensor, move, vars(self.teacher)))
-        return replace(self, **tree_map_only(Tensor, move, vars(self)) | {"teacher": teacher})
+        moved, *others = (replace(of, **tree_map_only(Tensor, move, vars(of))) for of in self.readings)
+        return replace(moved, others=dict(zip(self.others, others, strict=True)))
 
 
 def collate(examples: Sequence[Example], *, pad_token: int) -> Batch:
@@ -190,7 +217,11 @@ def collate(examples: Sequence[Example], *, pad_token: int) -> Batch:
     positions = [e.position for e in examples if e.position is not None]
     spans = [e.spans for e in examples if e.spans is not None]
     aligned = [e.aligned for e in examples if e.aligned is not None]
-    theirs = [replace(e.teacher, images=e.teacher.images or e.images) for e in examples if e.teacher is not None]
+    others = {
+        names: [replace(e.others[names], images=e.others[names].images or e.images) for e in examples]
+        for names in examples[0].others
+        if all(names in e.others for e in examples)
+    }
     return Batch(
         ids=tuple(e.id for e in examples),
         input_ids=_stack([e.input_ids for e in examples], length, pad_token),
@@ -203,7 +234,7 @@ def collate(examples: Sequence[Example], *, pad_token: int) -> Batch:
         position=_stack(positions, length, 0) if positions else _position(turn),
         unusable=tuple(row for e in examples for row in e.instead_of),
         # padding is masked: any id will do that is no image's
-        teacher=collate(theirs, pad_token=int(theirs[0].input_ids[-1])) if theirs else None,
+        others={names: collate(of, pad_token=int(of[0].input_ids[-1])) for names, of in others.items()},
         spans=_stack(spans, length, -1) if spans else None,
         aligned=torch.stack(aligned) if aligned else None,
     )

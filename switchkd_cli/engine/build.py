@@ -22,7 +22,8 @@ from switchkd_cli.engine.models.vision_language_model import VisionLanguageModel
 from switchkd_cli.engine.paths import FeatureAdapter, Paths
 from switchkd_cli.engine.token_map import TokenMap
 from switchkd_cli.errors import UserError
-from switchkd_cli.recipe.schema import Checkpoint, DataSet, Model, Recipe
+from switchkd_cli.recipe.schema import LEARNING, Checkpoint, DataSet, Model, Recipe
+from switchkd_cli.report.grouping import grouped
 
 OF_COMMON_TOKENS = ("student_ce", "kl/student", "agreement/student", "validation/agreement")
 
@@ -36,6 +37,7 @@ class Pair(NamedTuple):
     notes: tuple[str, ...]
     """Decisions made while reading, one line each."""
     recipe: Recipe
+    teachers: Mapping[str, Blueprint] = {}
 
     def build(self, seed: int = 0, trained: Path | None = None) -> Paths:
         """Build the models and return their paths; fresh weights are drawn from `seed`.
@@ -45,10 +47,12 @@ class Pair(NamedTuple):
         set_seed(seed)
         student = load(str(trained)) if trained else self.student.build()
         teacher, adapter = self._build_teacher(), None
+        teachers = {name: of.build() for name, of in self.teachers.items()}
         if self.recipe.switch.adapter and self.teacher is not None and not trained:
             unlike = any(fact.verdict == "impossible" for fact in self.teacher.facts(self.student))
             adapter = FeatureAdapter.between(self.student, self.teacher, seed, as_pictures=unlike)
-        return Paths(student, teacher, self.vocabulary.shared, self.tokens(), adapter=adapter)
+        further: dict[str, Any] = {"adapter": adapter, "teachers": teachers, "known": self.recipe.known_paths}
+        return Paths(student, teacher, self.vocabulary.shared, self.tokens(), **further)
 
     def _build_teacher(self) -> VisionLanguageModel | None:
         spec = self.recipe.teacher
@@ -72,9 +76,16 @@ class Pair(NamedTuple):
     def open_data(self, name: str, student: VisionLanguageModel, cache: Path) -> Conversations:
         """Open a data set of the recipe for its student, and for its teacher where that reads its own tokens."""
         data = open_data(self.recipe.data[name], student.inputs, cache)
-        if self.teacher is None or not compatibility.read_by_teacher(name, self.recipe.stages):
-            return data
-        return shown_to(data, self.student, self.teacher, by_bytes=bool(self.vocabulary.own))
+        stages = (stage for stage in self.recipe.stages if name in stage.data_sets)
+        read = [path for stage in stages for path in stage.readings.values()]
+        models = {**dict.fromkeys(LEARNING, self.student), "teacher": self.teacher, **self.teachers}
+        groups = grouped(((path.language, path.prompt), of) for of, path in self.recipe.known_paths.items())
+        for (model, prompt), readers in groups.items():
+            used = any(model in path.models and path.prompt == prompt for path in read)
+            if used and (blueprint := models[model]) and (prompt or model not in LEARNING):
+                how = {"by_bytes": bool(self.vocabulary.own), "readers": tuple(readers), "prompt": prompt}
+                data = shown_to(data, self.student, blueprint, model, **how)
+        return data
 
 
 def check_checkpoint(
@@ -131,11 +142,22 @@ def check_pair(recipe: Recipe, *, with_teacher: bool) -> Pair:
     vocabulary = compatibility.shared_vocabulary(student, teacher, terms)
     if teacher is not None and vocabulary.own:
         compatibility.check_alone(teacher, "teacher")  # its chat template writes what it reads
+        own = {name for stage in recipe.stages for name in stage.readings} - {"student", "teacher", "switch"}
+        if own:
+            problem = f"{', '.join(sorted(own))}: student and teacher read their own tokens"
+            raise UserError(problem, "terms of unlike tokenizers compare student, teacher and switch")
+        if mixed := [stage for stage in recipe.stages if stage.mixer is not None]:
+            problem = f"stages.{mixed[0].name}.mixer compares tokens, student and teacher read their own"
+            raise UserError(problem, "take the mixer out of the stage")
         chosen = [recipe.checkpoints.best, *(s.validation.monitor for s in recipe.stages if s.validation)]
         if wrong := [figure for figure in chosen if figure in OF_COMMON_TOKENS]:
             raise UserError(f"{wrong[0]} needs common tokens, student and teacher read their own", "choose by loss")
     notes += (*differences, str(vocabulary))
-    return Pair(student, teacher, vocabulary, notes, recipe)
+    further = recipe.further_teachers if with_teacher else {}
+    teachers = {name: check_model(of, name, needs_template=False) for name, of in further.items()}
+    if teacher is not None:
+        compatibility.check_paths(recipe.stages, {"student": student, "teacher": teacher, **teachers})
+    return Pair(student, teacher, vocabulary, notes, recipe, teachers)
 
 
 def _end(inputs: InputProcessor, template: str | None) -> int | None:
@@ -171,14 +193,16 @@ def read_rows(rows: Rows, spec: DataSet, inputs: InputProcessor) -> Conversation
     return Conversations(rows, inputs, positions=_limit("student", inputs), **fields)
 
 
-def shown_to(data: Conversations, student: Blueprint, teacher: Blueprint, *, by_bytes: bool = False) -> Conversations:
+def shown_to(
+    data: Conversations, student: Blueprint, teacher: Blueprint, who: str = "teacher", **how: Any
+) -> Conversations:
     """Return a student's examples for the teacher, too: the same tokens, or its own where it can't read the student's.
 
-    `by_bytes`: it can't as it has another tokenizer; else where an image has another number of visual tokens.
+    It can't as it has another tokenizer (`by_bytes`), reads a `prompt`, or an image has another number of visual tokens.
     """
-    limit = _limit("teacher", teacher.inputs)
-    if by_bytes or student.inputs.usual.text != teacher.inputs.usual.text:
-        return data.with_teacher(teacher.inputs, limit, by_bytes=by_bytes)
+    limit = _limit(who, teacher.inputs)
+    if how.get("by_bytes") or how.get("prompt") or student.inputs.usual.text != teacher.inputs.usual.text:
+        return data.with_teacher(teacher.inputs, limit, **how)
     both = copy.copy(data)
     both.positions = {**data.positions, **limit}
     return both

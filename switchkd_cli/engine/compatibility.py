@@ -3,7 +3,7 @@
 The checks need only configs, tokenizers and image processors, so they come before any weight is read.
 """
 
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 
@@ -14,6 +14,7 @@ from switchkd_cli import registry
 from switchkd_cli.engine.data.prompt_template import end_token, special_tokens, tokens_after_answer
 from switchkd_cli.engine.inputs import InputProcessor
 from switchkd_cli.engine.models.blueprint import HINTS, Blueprint
+from switchkd_cli.engine.models.shape import image_tokens_of
 from switchkd_cli.errors import UserError
 from switchkd_cli.files.hashes import short_hash
 from switchkd_cli.planning.estimate import Misfit, PairFact
@@ -123,6 +124,41 @@ def check_fit(facts: Sequence[PairFact], have: Collection[str] = ()) -> list[str
     return [fact.difference for fact in facts if fact.difference]
 
 
+def check_paths(stages: Iterable[Stage], models: Mapping[str, Blueprint]) -> None:
+    """Raise UserError for paths through modules that don't fit one another, and for further teachers unlike the student.
+
+    `models`: by name, `before` is the student. That the switch fits is `compare`'s to see.
+    """
+    student, problems = models["student"], []
+    for name, model in models.items():
+        if name in ("student", "teacher"):
+            continue
+        problems += [f"teachers.{name}: {told}" for told in _other_ids(student, model)[:1] if told]
+        facts = (fact for fact in model.facts(student) if fact.name in SEEN and fact.verdict != "yes")
+        problems += [f"teachers.{name}: {fact.name}: {fact.teacher}, the student's is {fact.student}" for fact in facts]
+    paths = {name: path for stage in stages for name, path in stage.readings.items()}
+    for name, path in paths.items():
+        sees, projects, reads = (models.get(of, student) for of in (path.vision, path.projector, path.language))
+        if sees is not projects and not (path.is_switch and path.projector == "teacher"):
+            facts = (fact for fact in projects.facts(sees) if fact.verdict != "yes" and fact.name != TOKEN_COUNT)
+            values = (f"{fact.name}: {fact.student}, and {fact.teacher}" for fact in facts)
+            told = f"the {path.projector}'s projector can't read the {path.vision}'s features"
+            problems += [f"paths.{name}: {told}: {value}" for value in values]
+        both = zip(_tokens(projects).items(), _tokens(reads).values(), strict=True) if projects is not reads else ()
+        for (what, given), read in both:
+            if given != read:
+                told = f"the {path.language}'s language model reads a {what} of {read}"
+                problems.append(f"paths.{name}: {told}, the {path.projector}'s projector gives {given}")
+    if problems:
+        raise UserError(problems, "take models of one build, or other modules for the path")
+
+
+def _tokens(model: Blueprint) -> dict[str, int]:
+    """Return what a model's language model reads of an image."""
+    width = model.config.get_text_config().hidden_size * model.feature_map.levels
+    return {"token width": width, TOKEN_COUNT: image_tokens_of(model.config)}
+
+
 def shared_vocabulary(student: Blueprint, teacher: Blueprint | None, terms: Iterable[Term] = ()) -> Vocabulary:
     """Return the vocabulary that two models that fit share: every token of the student's tokenizer.
 
@@ -136,13 +172,9 @@ def shared_vocabulary(student: Blueprint, teacher: Blueprint | None, terms: Iter
     return Vocabulary(tokens, student.vocabulary, teacher.vocabulary, len(teacher.inputs.tokenizer) if apart else None)
 
 
-def read_by_teacher(data: str, stages: Iterable[Stage]) -> bool:
-    """Return whether a stage shows the data set to the teacher."""
-    return any(stage.needs_teacher for stage in stages if data in stage.data_sets)
-
-
 QUESTION = "What?"
 TOKEN_COUNT = "image token count"
+SEEN = ("family", "image size", "image mean, std", "image preparation")  # what all teachers see as the student does
 
 
 def _kinds(term: Term) -> set[str]:

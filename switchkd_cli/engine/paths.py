@@ -1,7 +1,7 @@
-"""The three logits paths of Switch-KD as one module (paper Eqs. 4-6, Algorithm 1), their outputs, and the switch's adapter."""
+"""The paths of a recipe as one module, Switch-KD's three (paper Eqs. 4-6, Algorithm 1) among them, and the switch's adapter."""
 
 import copy
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Hashable, Mapping, Sequence
 from functools import partial
 from itertools import cycle
 from operator import call
@@ -17,12 +17,11 @@ from switchkd_cli.engine.models.blueprint import Blueprint
 from switchkd_cli.engine.models.vision_language_model import VisionLanguageModel
 from switchkd_cli.engine.teacher_states import TeacherStates
 from switchkd_cli.engine.token_map import TokenMap
+from switchkd_cli.recipe.schema import BUILT_IN, LEARNING, PathSpec
 from switchkd_cli.report.grouping import grouped
 
-PATHS = ("student", "teacher", "switch")
-
-Seen = tuple[PerImage, Sequence[ImageInput]]
-"""A vision tower's features of images, and the images."""
+SOURCE = {"features": "vision", "tokens": "projector", "attention": "language", "mapped": "language"}
+"""The module that gives each kind of output of images; attention's mean over heads needs no adapter."""
 
 
 def output_name(path: str, kind: str = "logits") -> str:
@@ -30,14 +29,30 @@ def output_name(path: str, kind: str = "logits") -> str:
     return path if kind == "logits" else f"{path}.{kind}"
 
 
+Seen = tuple[PerImage, Sequence[ImageInput]]
+"""A vision tower's features of images, and the images."""
+
+
+Shared = dict[Hashable, Any]
+"""What paths of one forward pass have in common, by how it is computed."""
+
+
+def once(shared: Shared, way: Hashable, compute: Callable[[], Any]) -> Any:
+    """Return what was computed in this way before, or else compute it."""
+    if way not in shared:
+        shared[way] = compute()
+    return shared[way]
+
+
 class Paths(nn.Module):
-    """Compute student, teacher and switch logits of one batch and, on request, what they are computed from.
+    """Compute the logits of a batch along named paths (`PathSpec`) and, on request, what they are computed from.
 
     | path    | formula              | gradient reaches            |
     |---------|----------------------|-----------------------------|
     | student | L_S(P_S(V_S(x)))     | V_S, P_S, L_S               |
     | teacher | L_T(P_T(V_T(x)))     | nothing                     |
     | switch  | L_T(P_T(V_S(x)))     | V_S, through frozen P_T, L_T |
+    | reverse | L_S(P_S(V_T(x)))     | P_S, L_S                    |
 
     | kind      | output                                        | shape              |
     |-----------|-----------------------------------------------|--------------------|
@@ -50,9 +65,10 @@ class Paths(nn.Module):
     | focus     | the mean of `attention` over heads            | [P, T, M]          |
     | attentions | the same of every layer                      | [P, T, M, layers]  |
 
-    Only the requested outputs are computed: features alone need no language model. Logits are cut to `vocabulary`
-    columns, the ids that both tokenizers share, so that padding columns of a wider head never enter a loss. With `tokens`
-    each model's columns are its own tokens. Teacher and switch read `Batch.teacher` where the teacher has tokens of its own.
+    Only the requested outputs are computed: features alone need no language model. What several paths share is computed
+    once. Logits are cut to `vocabulary` columns, the ids that both tokenizers share, so that padding columns of a wider head
+    never enter a loss. With `tokens` each model's columns are its own tokens. A path reads `Batch.reading` of its name: the
+    teacher's language model its own tokens, where it has any.
 
     Where V_S or P_S is trained, a batch without images gets a blank one, which no token reads: every module of the
     student runs on every batch, whatever the batches of other processes hold, and every gradient exists, some zero.
@@ -68,15 +84,21 @@ class Paths(nn.Module):
         tokens: TokenMap | None = None,
         *,
         adapter: nn.Module | None = None,
+        teachers: Mapping[str, VisionLanguageModel] = {},
+        known: Mapping[str, PathSpec] = BUILT_IN,
     ) -> None:
-        """`adapter`: what V_S's features go through in the switch, in front of P_T; it is kept from stage to stage."""
+        """`adapter`: what V_S's features go through in the switch, in front of P_T; it is kept from stage to stage.
+
+        `teachers`: further frozen models, by name. `known`: the paths, by name.
+        """
         super().__init__()
-        self.tokens = tokens
-        of_teacher = vocabulary if tokens is None else len(tokens.places[1])
-        self.columns = {"student": vocabulary, "teacher": of_teacher, "switch": of_teacher}
+        self.tokens, self.known = tokens, known
         self.student = student
         self.switch_adapter = adapter
-        self._untracked = (teacher.requires_grad_(False).eval() if teacher is not None else None,)
+        self.frozen: dict[str, VisionLanguageModel] = {**({} if teacher is None else {"teacher": teacher}), **teachers}
+        """The teachers. They are no submodules, so that training, sharding and saving see only the student's weights."""
+        for model in self.frozen.values():
+            model.requires_grad_(False).eval()
         self.vocabulary = vocabulary
         self.adapters = nn.ModuleDict()
         self.one_tower = False
@@ -84,8 +106,18 @@ class Paths(nn.Module):
 
     @property
     def teacher(self) -> VisionLanguageModel | None:
-        """The frozen teacher. It is no submodule, so that training, sharding and saving see only the student's weights."""
-        return self._untracked[0]
+        return self.frozen.get("teacher")
+
+    @property
+    def columns(self) -> dict[str, int]:
+        """The number of columns of each path's logits."""
+        own = self.vocabulary if self.tokens is None else len(self.tokens.places[1])
+        return {name: self.vocabulary if path.language in LEARNING else own for name, path in self.known.items()}
+
+    def model(self, name: str) -> VisionLanguageModel:
+        """Return the model of this name."""
+        assert name == "student" or name in self.frozen, f"these paths have no {name}"
+        return self.student if name == "student" else self.frozen[name]
 
     def used_parameters(self, part: str) -> list[nn.Parameter]:
         """Return the parameters of a part that a stage's `train` names: the student's, or the switch's adapter."""
@@ -95,22 +127,28 @@ class Paths(nn.Module):
         return list(self.switch_adapter.parameters())
 
     def _apply(self, change: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
-        """Move or cast the teacher together with the student."""
-        if self.teacher is not None:
-            self.teacher._apply(change, recurse)
+        """Move or cast the frozen models together with the student."""
+        for model in self.frozen.values():
+            model._apply(change, recurse)
         return super()._apply(change, recurse)
 
     def twin(self) -> Self:
-        """Return paths with a copy of the student and its adapters; the teacher, processor and states are the same."""
-        shared = self._untracked, self.student.inputs, self.states, self.tokens
+        """Return paths with a copy of the student and its adapters; frozen models, processor and states are the same."""
+        shared = self.frozen, self.student.inputs, self.states, self.tokens, self.known
         return copy.deepcopy(self, {id(one): one for one in shared})
+
+    def remember_student(self) -> None:
+        """Keep a frozen copy of the student as it is now, as the model `before`."""
+        inputs = self.student.inputs
+        before = copy.deepcopy(self.student, {id(inputs): inputs})
+        self.frozen["before"] = before.requires_grad_(False).eval()
 
     def recompute(self, layers: Collection[str]) -> None:
         """Turn on activation checkpointing for layers of V_S (`vision`), L_S (`student`), L_T in the switch path (`switch`)."""
         student_parts = {"vision": "vision", "student": "language"}
         self.student.recomputed_parts = frozenset(student_parts[name] for name in layers if name in student_parts)
-        if self.teacher is not None:  # the teacher path takes no gradient and needs no checkpointing
-            self.teacher.recomputed_parts = frozenset({"language"} if "switch" in layers else ())
+        for model in self.frozen.values():  # paths without gradient need no checkpointing
+            model.recomputed_parts = frozenset({"language"} if "switch" in layers else ())
 
     def adapt(self, names: Collection[str], seed: int = 0) -> list[nn.Parameter]:
         """Draw new adapters for the outputs of these names and return their weights, to be trained.
@@ -121,13 +159,19 @@ class Paths(nn.Module):
         self.adapters = nn.ModuleDict()
         generator = torch.Generator().manual_seed(seed)
         for kind, ours in sorted(self.student.widths.items()):
-            theirs = self.teacher.widths[kind] if self.teacher is not None else ours
-            compared = {output_name("teacher", kind), output_name("switch", kind)} & set(names)
-            if output_name("student", kind) in names and compared and ours != theirs:
-                adapter = nn.Linear(ours, theirs, bias=False)
+            sources = {self._source(path, kind) for path in self.known if output_name(path, kind) in names}
+            widths = {self.model(source).widths[kind] for source in sources.difference(LEARNING)} - {ours}
+            if "student" in sources and widths:
+                adapter = nn.Linear(ours, widths.pop(), bias=False)
                 nn.init.xavier_uniform_(adapter.weight, generator=generator)
                 self.adapters[kind] = adapter
         return list(self.adapters.parameters())
+
+    def _source(self, path: str, kind: str) -> str:
+        """Return the model that a path's output of images is as wide as."""
+        modules = self.known[path]
+        adapted = kind == "features" and modules.is_switch and self.switch_adapter is not None
+        return modules.projector if adapted else getattr(modules, SOURCE[kind])
 
     def forward(self, batch: Batch, names: Collection[str], keep: Tensor) -> dict[str, Any]:
         """Return the outputs of these names (see `output_name`).
@@ -138,29 +182,20 @@ class Paths(nn.Module):
         """
         parts = (name.partition(".") for name in sorted(names))
         kinds = grouped((path, kind or "logits") for path, _, kind in parts)
-        seen: Seen = (), ()
-        if "student" in kinds or "switch" in kinds or ("teacher" in kinds and self.one_tower):
-            seen = self._encode(batch.images)
         outputs: dict[str, PerImage] = {}
-        for path in (path for path in PATHS if path in kinds):
-            with torch.set_grad_enabled(torch.is_grad_enabled() and path != "teacher"):
-                outputs |= self._read(path, kinds[path], *batch.read_by(path, keep), seen)
+        shared: Shared = {}
+        for name, path in self.known.items():
+            if name in kinds:
+                with torch.set_grad_enabled(torch.is_grad_enabled() and "student" in path.models):
+                    outputs |= self._read(name, path, kinds[name], batch, keep, shared)
         return outputs
 
     def heads(self, dtype: torch.dtype | None = None) -> Heads:
         """Return the LM head of each path, which turns `hidden` into logits; `dtype` is the one of mixed precision."""
-        models = {"student": self.student, "teacher": self.teacher, "switch": self.teacher}
-        known = {path: model for path, model in models.items() if model is not None}
+        models = {"student": self.student, **self.frozen}
+        known = {name: models[path.language] for name, path in self.known.items() if path.language in models}
         weights, caps = ({path: getattr(model, of) for path, model in known.items()} for of in ("head", "cap"))
         return Heads(weights, self.columns, dtype, caps)
-
-    def _encode(self, images: Sequence[ImageInput]) -> Seen:
-        """Return the student's features and their images: one blank image where there is none and what reads it is trained."""
-        modules = [*self.student.parts["vision"], *self.student.parts["projector"], self.switch_adapter]
-        parameters = (p for module in modules if module is not None for p in module.parameters())
-        if not images and any(p.requires_grad for p in parameters):
-            images = [self.student.blank_image()]
-        return self.student.encode(images), images
 
     def teacher_hidden_states(self, batch: Batch, keep: Tensor) -> Tensor:
         """Return the teacher's hidden states [N, D]."""
@@ -169,45 +204,70 @@ class Paths(nn.Module):
         tokens = teacher.project(teacher.encode(batch.images), batch.images)
         return teacher.hidden_states(batch, tokens, keep)
 
-    def _read(self, path: str, kinds: Collection[str], batch: Batch, keep: Tensor, seen: Seen) -> dict[str, PerImage]:
-        """Return the outputs of one path by name, for what V_S has seen; it stops after the last step that `kinds` need."""
-        model = self.student if path == "student" else self.teacher
-        assert model is not None, "these paths have no teacher"
-        states = self.states if path == "teacher" else None
+    def _read(
+        self, name: str, path: PathSpec, kinds: Collection[str], batch: Batch, keep: Tensor, shared: Shared
+    ) -> dict[str, PerImage]:
+        """Return the outputs of one path by name; it stops after the last step that `kinds` need."""
+        read, mask = batch.read_by(name, keep)
+        projector, language = self.model(path.projector), self.model(path.language)
+        states = self.states if path == self.known["teacher"] else None
         of_text = {"hidden", "mapped", "logits"} & set(kinds)
         from_images = set(kinds) if states is None else set(kinds) - of_text
         values: dict[str, PerImage] = {}
+
+        def of_tokens() -> Tensor:
+            if states is not None:
+                return states(read, mask, self.teacher_hidden_states)
+            return language.hidden_states(read, values["tokens"], mask)
+
         if from_images:
-            features, images = seen
-            if path == "teacher" and self.one_tower:
-                features = apply(Tensor.detach, features)
-            elif path == "teacher":
-                features, images = model.encode(batch.images), batch.images
-            elif path == "switch" and self.switch_adapter is not None:
-                theirs = batch.images or [model.blank_image()]  # the teacher may see images of its own
-                features = self.switch_adapter(features, images, theirs)
-                images = theirs if len(features) else ()
-            values["features"] = features
+            values["features"], images = self._features(path, batch, shared)
         if from_images - {"features"}:
-            values["tokens"] = model.project(features, images)
+            shown = path.vision, path.projector, path.images
+            values["tokens"] = once(shared, shown, lambda: projector.project(values["features"], images))
         if from_images & {"attention", "focus"}:
-            values["attention"] = model.attention(batch, values["tokens"])
+            values["attention"] = once(shared, ("attention", path), lambda: language.attention(read, values["tokens"]))
             values["focus"] = apply(lambda heads: heads.mean(-1), values["attention"])
         if "attentions" in from_images:
-            values["attentions"] = model.attentions(batch, values["tokens"])
+            values["attentions"] = language.attentions(read, values["tokens"])
         if of_text:
-            if states is None:
-                hidden = model.hidden_states(batch, values["tokens"], keep)
-            else:
-                hidden = states(batch, keep, self.teacher_hidden_states)
+            hidden: Tensor = once(shared, path, of_tokens)
             values |= {"hidden": hidden, "mapped": hidden}
             if "logits" in kinds:
-                values["logits"] = model.logits(hidden)[:, : self.columns[path]]
-        real = slice(len(batch.images))  # without the blank image
+                values["logits"] = language.logits(hidden)[:, : self.columns[name]]
+        real = slice(len(read.images))  # without the blank image
         values = {kind: values[kind] if kind in of_text else values[kind][real] for kind in kinds}
-        if path == "student":
-            values |= {kind: apply(adapter, values[kind]) for kind, adapter in self.adapters.items() if kind in values}
-        return {output_name(path, kind): value for kind, value in values.items()}
+        ours = [kind for kind in self.adapters if kind in values and self._source(name, kind) == "student"]
+        values |= {kind: apply(self.adapters[kind], values[kind]) for kind in ours}
+        return {output_name(name, kind): value for kind, value in values.items()}
+
+    def _features(self, path: PathSpec, batch: Batch, shared: Shared) -> Seen:
+        """Return V's features as P reads them, and their images.
+
+        It is one blank image where there is none and a part of the student that sees or reads it is trained.
+        """
+        twin = self.one_tower and path.vision == "teacher"
+        sees = "student" if twin else path.vision
+        modules = [*self.student.parts["vision"], *self.student.parts["projector"], self.switch_adapter]
+        parameters = (p for module in modules if module is not None for p in module.parameters())
+        of_student = "student" in (sees, path.projector)
+        blank = not batch.images and of_student and any(p.requires_grad for p in parameters)
+
+        def images_of(model: str) -> Sequence[ImageInput]:
+            given = once(
+                shared, ("images", model, path.images), lambda: batch.reading(model).shown(path.images, batch.mixture)
+            )
+            return [self.model(model).blank_image()] if blank else given
+
+        images = images_of(sees)
+        features = once(shared, (sees, path.images, blank), lambda: self.model(sees).encode(images))
+        if twin:
+            features = apply(Tensor.detach, features)
+        elif path.is_switch and (adapter := self.switch_adapter) is not None and len(features):
+            seen, images = images, images_of(path.projector)  # the teacher may see images of its own
+            adapted = "adapted", sees, path.projector, path.images
+            return once(shared, adapted, lambda: adapter(features, seen, images)), images
+        return features, images
 
 
 FILE = "switch_adapter.safetensors"

@@ -33,8 +33,8 @@ def check(runs: Sequence[Run], planned: Collection[Path] = ()) -> None:
     named = [
         (name, f"{run.recipe}: {field}: ")
         for run in runs
-        for who in ("student", "teacher")
-        for field, name in model_names(who, getattr(run.config, who))
+        for who, model in run.config.models.items()
+        for field, name in model_names(who, model)
         if Path(name).absolute() not in planned
     ]
     for_each(named, lambda model: locate(*model))

@@ -227,11 +227,12 @@ class World(Strict):
                 missing.append(line(data, path, problem))
             return known.get(name)
 
-        for model, key in product(("student", "teacher"), NAMED):
-            name = at(data, model, key)
+        models = ["student", "teacher", *(f"teachers.{name}" for name in mapping(at(data, "teachers")))]
+        for model, key in product(models, NAMED):
+            name = at(data, *model.split("."), key)
             if not isinstance(name, str) or name.startswith(f"{self.name}:"):
                 continue
-            if stand_in := find(name, self.models, model, key):
+            if stand_in := find(name, self.models, *model.split("."), key):
                 values[f"{model}.{key}"] = stand_ins[name] = stand_in
                 parts = self.fields.parts if key != "checkpoint" else {}
                 values |= {f"{model}.{part}": value for part, value in parts.items()}

@@ -173,7 +173,7 @@ class Run:
     def inputs(self) -> dict[str, str | None]:
         """A digest of each file or folder outside the recipe that results depend on, by the field that names it."""
         config = self.config
-        models, data = self._models(config.student, config.teacher), self._data(config.data)
+        models, data = self._models(config.models), self._data(config.data)
         return models | data | self.fingerprints.evaluation(config.evaluation)
 
     @cached_property
@@ -214,15 +214,19 @@ class Run:
         """Return a digest of all that the output of stage `index` depends on; rows that differ later share it."""
         config = self.config
         stages = config.stages[: index + 1]
-        teacher = config.teacher if any(stage.needs_teacher for stage in stages) else None
         data = sorted({name for stage in stages for name in stage.data_sets})
-        adapted = config.switch.adapter is not None and any("switch" in stage.paths for stage in stages)
+        read = {name: path for stage in stages for name, path in stage.readings.items()}
+        adapted = config.switch.adapter is not None and any(path.is_switch for path in read.values())
+        used = set(read).union(*(path.models for path in read.values()), *(stage.means for stage in stages))
+        own = {name: _dump(of) for name, of in {**config.paths, **config.teachers}.items() if name in used}
+        models = {field: of for field, of in config.models.items() if field.rpartition(".")[2] in {"student", *used}}
         return digest(
-            [_dump(config.student), _dump(teacher, NOT_IN_KEYS_OF_TEACHER), self._models(config.student, teacher)],
+            [_dump(config.student), _dump(models.get("teacher"), NOT_IN_KEYS_OF_TEACHER), self._models(models)],
             [{name: _dump(config.data[name]) for name in data}, self._data(data)],
             [_dump(stage, NOT_IN_KEYS_OF_STAGES) for stage in stages],
             [config.seed, config.arithmetic],
             *[_dump(config.switch)] * adapted,
+            *[own] * bool(own),
         )
 
     @property
@@ -230,7 +234,7 @@ class Run:
         """A digest of the teacher alone, and of its arithmetic."""
         config = self.config
         teacher = _dump(config.teacher, NOT_IN_KEYS_OF_TEACHER)
-        return digest(teacher, self._models(None, config.teacher), config.arithmetic)
+        return digest(teacher, self._models({"teacher": config.teacher}), config.arithmetic)
 
     @property
     def teacher_key(self) -> str:
@@ -238,10 +242,10 @@ class Run:
         config = self.config
         asked = _dump(config.evaluation), *self.fingerprints.evaluation(config.evaluation).values()
         teacher = _dump(config.teacher, {"bits", *NOT_IN_KEYS_OF_TEACHER})  # it is scored in full
-        return digest(teacher, self._models(None, config.teacher), *asked)
+        return digest(teacher, self._models({"teacher": config.teacher}), *asked)
 
-    def _models(self, student: Model | None, teacher: Model | None) -> dict[str, str | None]:
-        names = [*model_names("student", student), *model_names("teacher", teacher)]
+    def _models(self, models: Mapping[str, Model | None]) -> dict[str, str | None]:
+        names = (pair for field, model in models.items() for pair in model_names(field, model))
         return {field: self.fingerprints.named(name) for field, name in names}
 
     def _data(self, names: Iterable[str]) -> dict[str, str | None]:

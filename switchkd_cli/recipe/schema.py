@@ -4,9 +4,10 @@ What one field means for another is checked in validate.py. The text below a fie
 writes docs/recipe_fields.md from it.
 """
 
+from collections.abc import Mapping
 from typing import Annotated, Any, Literal, Self, get_args
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Discriminator, Field, Tag, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Discriminator, Field, PrivateAttr, Tag, model_validator
 from pydantic_core import PydanticCustomError
 
 from switchkd_cli import registry
@@ -21,7 +22,6 @@ Positive = Annotated[float, Field(strict=True, gt=0)]
 NotNegative = Annotated[float, Field(strict=True, ge=0)]
 Beta = Annotated[float, Field(strict=True, ge=0, lt=1)]
 Part = Literal["vision", "projector", "language", "adapter"]
-LogitsPath = Literal["student", "teacher", "switch"]
 Recomputed = Literal["vision", "student", "switch"]
 RECOMPUTED = get_args(Recomputed)
 
@@ -185,6 +185,83 @@ def _recomputed(value: Any) -> Any:
     return value
 
 
+class PathSpec(Strict):
+    """A path through one vision tower, one projector and one language model, each of a model that the recipe names; or the
+    mean of other paths.
+
+    Models are `student`, `teacher`, `before` (the student at the stage's start, frozen) and the names under `teachers`.
+    `{model: NAME}` names one for all three modules that are not named themselves.
+    """
+
+    vision: Name = "student"
+    """The model whose vision tower sees the images."""
+    projector: Name = "student"
+    """The model whose projector turns features into visual tokens."""
+    language: Name = "student"
+    """The model whose language model reads text and visual tokens."""
+    images: Literal["given", "blank", "mixed"] = "given"
+    """`blank`: every image is grey. `mixed`: each is blended with another one of the batch; not for terms to labels."""
+    prompt: Text | None = None
+    """The text that it reads in place of each question, with {question} and perhaps {answer} in it (none: the question)."""
+    mean: tuple[Name, ...] = ()
+    """Instead of all these: the paths whose distributions' mean it is at each position. Terms can be `to` it."""
+    by: Literal["equal", "loss"] = "equal"
+    """`loss`: in each example a path of the mean counts by softmax(-its cross-entropy on the answers / temperature)."""
+    temperature: Positive = 1.0
+    """Of the weights by loss: the lower, the more the best path counts."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _of_one_model(cls, value: Any) -> Any:
+        if not isinstance(value, dict) or "model" not in value:
+            return value
+        return dict.fromkeys(MODULES, value["model"]) | {key: of for key, of in value.items() if key != "model"}
+
+    @model_validator(mode="after")
+    def _is_mean_or_goes_through_models(self) -> Self:
+        ours = self.vision, self.projector, self.language, self.images, self.prompt
+        if self.mean and ours != ("student", "student", "student", "given", None):
+            raise PydanticCustomError("path", "is either the mean of paths or goes through models")
+        return self
+
+    @property
+    def models(self) -> frozenset[str]:
+        """The models whose modules it goes through."""
+        return frozenset(() if self.mean else (self.vision, self.projector, self.language))
+
+    @property
+    def is_switch(self) -> bool:
+        """Whether a teacher's projector reads the features of a student's tower, through the switch's adapter if there is one."""
+        return self.vision in LEARNING and self.projector not in LEARNING
+
+    @property
+    def trains(self) -> set[str]:
+        """The parts that its gradient reaches."""
+        of_student = {part for part in MODULES if getattr(self, part) == "student" and not self.mean}
+        return of_student | {"adapter"} if self.is_switch else of_student
+
+
+MODULES = ("vision", "projector", "language")
+LEARNING = ("student", "before")
+"""The models of the student's build; every other is a teacher."""
+BUILT_IN: Mapping[str, PathSpec] = {
+    "student": PathSpec(),
+    "teacher": PathSpec(vision="teacher", projector="teacher", language="teacher"),
+    "switch": PathSpec(projector="teacher", language="teacher"),
+    "reverse": PathSpec(vision="teacher"),
+    "before": PathSpec(vision="before", projector="before", language="before"),
+    "blind": PathSpec(vision="teacher", projector="teacher", language="teacher", images="blank"),
+    "blind_student": PathSpec(images="blank"),
+}
+"""The paths that every recipe has."""
+
+
+def through(name: str, known: Mapping[str, PathSpec]) -> dict[str, PathSpec]:
+    """Return the paths through models that a path is made of: itself, or those that it is the mean of; none if it is unknown."""
+    names = known[name].mean or (name,) if name in known else ()
+    return {name: known[name] for name in names if name in known}
+
+
 class Focus(Strict):
     """Weights of a term's positions by a score of each. They sum to the number of positions, as without a focus."""
 
@@ -258,9 +335,9 @@ class Term(Strict):
     """The term's name in metrics, rows and overrides (none: that of its loss). No two terms of a stage share one."""
     loss: str
     """A loss, a name in registry.yaml."""
-    of: LogitsPath = "student"
-    """The path that learns: `student` trains all parts of the student, `switch` its vision tower."""
-    to: Literal["labels", "teacher", "student", "switch"] = "labels"
+    of: Name = "student"
+    """The path that learns: `student` trains all parts of the student, `switch` its vision tower; others: docs/methods.md."""
+    to: Name = "labels"
     """What it is compared with: `labels` (the right answers), `teacher`, or another path."""
     on: Literal["answer", "text", "image", "all"] = "answer"
     """The positions that count: the answers' tokens, all text, the image tokens, or all. Losses on images take none."""
@@ -286,8 +363,9 @@ class Term(Strict):
 
     @property
     def paths(self) -> frozenset[str]:
-        """The paths whose outputs this term reads."""
-        return frozenset({self.of, self.to, *(self.score.sides if self.score else ())} - {"labels"})
+        """The paths whose outputs this term reads: `of`, `to`, and those that its loss or its score names itself."""
+        named = {*registry.signature("loss", self.loss).sides} - {"student", "teacher"}
+        return frozenset({self.of, self.to, *named, *(self.score.sides if self.score else ())} - {"labels"})
 
     @property
     def score(self) -> registry.Signature | None:
@@ -345,6 +423,31 @@ class Lora(Strict):
         return 2.0 * self.rank if self.alpha is None else self.alpha
 
 
+class Mixer(Strict):
+    """Rounds of a stage, before each of which a rule decides by what the student still lacks which rows it visits."""
+
+    by: str
+    """The rule, a name in registry.yaml: `ddk` sets the weights of a mixture, the others choose rows; docs/methods.md."""
+    rounds: Count
+    """Into how many rounds of equal length the stage's steps are divided."""
+    rows: Count = 64
+    """Of weights: held-out rows of each data set, which the stage doesn't train on; at most a tenth of the set."""
+    candidates: Count = 1
+    """Of rows: the number of candidates, the next ones in the plain order, for each new row of a round."""
+    variants: Count = 1
+    """Of rows: each candidate is scored in this number of variants of its images, and the one with the highest score taken."""
+    strength: NotNegative = 0.1
+    """The standard deviation of contrast and brightness in a variant, in units of the pixels' own."""
+    again: bool = False
+    """Of rows: those of the round before are candidates, too."""
+    parameters: dict[str, Any] = {}
+    """The rule's own parameters."""
+
+    def steps_of_round(self, steps: int) -> int:
+        """Return the steps of a round, of all of a stage's; the last round may be shorter."""
+        return -(-steps // self.rounds)
+
+
 def _data_form(value: Any) -> str:
     return TAG + ("one" if isinstance(value, str) else "mixed")
 
@@ -359,6 +462,8 @@ class Stage(Strict):
         Discriminator(_data_form),
     ]
     """A data set, a name under `data`; or a mixture of several: `[{use: NAME, weight: 0.7}, ...]`, docs/data.md."""
+    mixer: Annotated[Mixer | None, _left_out(None)] = None
+    """Decide from round to round which rows to visit (none: all of them, in an order that the seed alone decides)."""
     train: Annotated[tuple[Part, ...], Field(min_length=1)]
     """The student's parts that learn, and the switch's `adapter`; the others stay frozen."""
     lora: Annotated[Lora | None, _left_out(None)] = None
@@ -414,11 +519,29 @@ class Stage(Strict):
     """Measure the student on examples that the stage does not train on (none: it doesn't)."""
     objective: Annotated[tuple[Term, ...], Field(min_length=1)]
     """The terms whose weighted sum is minimised."""
+    _known: Mapping[str, PathSpec] = PrivateAttr(default=BUILT_IN)
+    """Every path of its recipe, by name."""
 
     @property
     def paths(self) -> frozenset[str]:
-        """The paths that a step of this stage computes."""
+        """The paths that the terms of this stage name."""
         return frozenset().union(*(term.paths for term in self.objective))
+
+    @property
+    def readings(self) -> dict[str, PathSpec]:
+        """The paths through models that a step of this stage computes, by name."""
+        return {name: path for named in sorted(self.paths) for name, path in through(named, self._known).items()}
+
+    @property
+    def means(self) -> dict[str, PathSpec]:
+        """The means of paths that its terms compare with, by name."""
+        return {name: self._known[name] for name in self.paths if self._known[name].mean}
+
+    @property
+    def models(self) -> frozenset[str]:
+        """The models that a step of this stage needs."""
+        of_mixer = {"teacher"} if self.mixer is not None else set()
+        return frozenset(of_mixer.union(*(path.models for path in self.readings.values())))
 
     @property
     def data_sets(self) -> tuple[str, ...]:
@@ -433,7 +556,7 @@ class Stage(Strict):
 
     @property
     def needs_teacher(self) -> bool:
-        return bool(self.paths & {"teacher", "switch"})
+        return not self.models.issubset(LEARNING)
 
 
 class DeepSpeed(Strict):
@@ -527,6 +650,11 @@ class Recipe(Strict):
     """The model that learns: made of parts, or a whole checkpoint."""
     teacher: TeacherModel | None = None
     """The model that it learns from; it stays frozen. A recipe without distillation needs none."""
+    teachers: Annotated[dict[Name, Checkpoint], _left_out({})] = {}
+    """Further frozen models, each with the fields of `teacher`, by name. A name is also a path through this model alone."""
+    paths: Annotated[dict[Name, PathSpec], _left_out({})] = {}
+    """Further paths for terms to compare, by name, next to student, teacher, switch, reverse, before, blind and blind_student;
+    docs/methods.md."""
     switch: Annotated[Switch, _left_out(Switch())] = Switch()
     """What stands between the student's vision tower and the teacher's projector; docs/models.md."""
     data: dict[Name, DataSet]
@@ -545,6 +673,30 @@ class Recipe(Strict):
     """Rows that `switchkd distill` runs along with the chosen one."""
     rows: dict[Name, TableRow] = {}
     """The rows of the table, by name: each is a patch on the recipe. The first is the default."""
+
+    @model_validator(mode="after")
+    def _stages_know_the_paths(self) -> Self:
+        for stage in self.stages:
+            stage._known = self.known_paths
+        return self
+
+    @property
+    def known_paths(self) -> dict[str, PathSpec]:
+        """Every path that a term may name."""
+        alone = {name: PathSpec(vision=name, projector=name, language=name) for name in self.teachers}
+        return {**BUILT_IN, **alone, **self.paths}
+
+    @property
+    def models(self) -> dict[str, Model]:
+        """Every model, by the field that describes it."""
+        taught = {} if self.teacher is None else {"teacher": self.teacher}
+        return {"student": self.student, **taught, **{f"teachers.{name}": of for name, of in self.teachers.items()}}
+
+    @property
+    def further_teachers(self) -> dict[str, Checkpoint]:
+        """Those of `teachers` that a stage needs."""
+        needed = frozenset().union(*(stage.models for stage in self.stages))
+        return {name: model for name, model in self.teachers.items() if name in needed}
 
     @property
     def arithmetic(self) -> str:

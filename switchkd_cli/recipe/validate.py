@@ -13,7 +13,17 @@ from switchkd_cli import registry
 from switchkd_cli.benchmarks import BENCHMARKS, ROW_METRICS, refusal
 from switchkd_cli.errors import did_you_mean
 from switchkd_cli.recipe.problems import fitted, misfit
-from switchkd_cli.recipe.schema import HIGHER, LOWER, VALIDATION, RowFormat
+from switchkd_cli.recipe.schema import (
+    BUILT_IN,
+    HIGHER,
+    LEARNING,
+    LOWER,
+    MODULES,
+    VALIDATION,
+    PathSpec,
+    RowFormat,
+    through,
+)
 from switchkd_cli.recipe.yaml_positions import Step, at, item_name, listed, mapping, mappings, trained_on
 
 Location = tuple[Step, ...]
@@ -22,12 +32,12 @@ Problem = tuple[Location, str]
 NO_INFINITY = ConfigDict(allow_inf_nan=False)
 AVERAGE = "average"  # allowed next to the benchmarks' names in a row's printed numbers
 
-# The parts that a term's gradient reaches: by the path that it is a term of (the teacher is frozen), and by what its loss
-# reads of that path (parts that come later have no influence on it).
-OF_STUDENT, OF_SWITCH = {"vision", "projector", "language"}, {"vision", "adapter"}
-REACH: dict[str, set[str]] = {"student": OF_STUDENT, "switch": OF_SWITCH, "teacher": set()}
-REACH_OF_KIND: dict[str, set[str]] = {"features": OF_SWITCH, "tokens": {*OF_SWITCH, "projector"}}
-ACROSS = ({"student", "teacher"}, {"student", "switch"})
+PARTS = {*MODULES, "adapter"}
+# The parts that a term's gradient may reach, by what its loss reads of a path: later ones have no influence on it.
+REACH_OF_KIND = {"features": {"vision", "adapter"}, "tokens": {"vision", "adapter", "projector"}}
+
+Paths = Mapping[str, PathSpec]
+"""The paths that a recipe's terms may name."""
 
 
 def check(data: Mapping[str, Any]) -> Iterator[Problem]:
@@ -37,18 +47,38 @@ def check(data: Mapping[str, Any]) -> Iterator[Problem]:
 
 
 def _models(data: Mapping[str, Any]) -> Iterator[Problem]:
-    for model in ("student", "teacher"):
-        spec = mapping(data.get(model))
-        yield from _unknown((model, "family"), "family", spec.get("family"), registry.FAMILIES)
+    teachers = mapping(data.get("teachers"))
+    for model in (("student",), ("teacher",), *(("teachers", name) for name in teachers)):
+        spec = mapping(at(data, *model))
+        yield from _unknown((*model, "family"), "family", spec.get("family"), registry.FAMILIES)
         if isinstance(spec.get("language"), Mapping) and spec.get("tokenizer") is None:
-            yield (model, "tokenizer"), "missing: a fresh language model needs a tokenizer"
-    teacher, weights = mapping(data.get("teacher")), at(data, "teacher", "weights")
-    if teacher.get("bits") is not None and weights in ("offloaded", "sharded"):
-        yield ("teacher", "weights"), f"a teacher of {teacher['bits']} bits stays whole, got {weights!r}"
+            yield (*model, "tokenizer"), "missing: a fresh language model needs a tokenizer"
+    first, weights = mapping(data.get("teacher")), at(data, "teacher", "weights")
+    if first.get("bits") is not None and weights in ("offloaded", "sharded"):
+        yield ("teacher", "weights"), f"a teacher of {first['bits']} bits stays whole, got {weights!r}"
     for i, stage in mappings(data.get("stages")) if weights == "sharded" else ():
         if (states := stage.get("teacher_states", "batched")) != "batched":
             told = f"a sharded teacher computes the batches of all processes together, got {states!r}"
             yield ("stages", i, "teacher_states"), told
+    if teachers and data.get("teacher") is None:
+        yield ("teachers",), "the recipe has no teacher: name the first one `teacher`"
+    known, models = known_paths(data), [*LEARNING, "teacher", *teachers]
+    through_models = [name for name, path in known.items() if not path.mean]
+    names = [("teachers", name) for name in teachers] + [("paths", name) for name in mapping(data.get("paths"))]
+    yield from _repeated("paths", [((), name) for name in (*BUILT_IN, "labels")] + [(at, at[1]) for at in names])
+    for path in names:
+        spec = mapping(at(data, *path))
+        for key in ("model", *MODULES):
+            yield from _unknown((*path, key), "model", spec.get(key) if path[0] == "paths" else None, models)
+        for i, name in enumerate(listed(spec.get("mean"))):
+            yield from _unknown((*path, "mean", i), "path through models", name, through_models)
+
+
+def known_paths(data: Mapping[str, Any]) -> Paths:
+    """Return every path that a term may name; one that is broken stands for the student's."""
+    alone = {name: {"model": name} for name in mapping(data.get("teachers"))}
+    own = {name: fitted(PathSpec, spec)[0] for name, spec in {**alone, **mapping(data.get("paths"))}.items()}
+    return {**{name: path or BUILT_IN["student"] for name, path in own.items()}, **BUILT_IN}
 
 
 def _data_sets(data: Mapping[str, Any]) -> Iterator[Problem]:
@@ -79,8 +109,11 @@ def _stages(data: Mapping[str, Any]) -> Iterator[Problem]:
         batch, micro = stage.get("batch"), stage.get("micro_batch")
         if type(batch) is int and type(micro) is int and micro > 0 and batch > 0 and batch % micro:
             yield (*path, "micro_batch"), f"must divide batch ({batch}), got {micro}"
+        yield from _mixer(stage, path, has_teacher=data.get("teacher") is not None)
         before = [earlier for number, earlier in stages if number < i]
         yield from _validation(stage, path, before, mapping(data.get("data")))
+        figures = _validation_figures(stage, known_paths(data))
+        yield from _figure((*path, "validation", "monitor"), at(stage, "validation", "monitor"), figures)
         lora, trained = stage.get("lora"), listed(stage.get("train"))
         if lora is not None and "language" not in trained:
             yield (*path, "lora"), f"trains adapters of the language model: add language to train, got {trained}"
@@ -88,7 +121,7 @@ def _stages(data: Mapping[str, Any]) -> Iterator[Problem]:
             yield (*path, "bits"), f"rounds weights that learn, with lora none of them do: got {stage['bits']}"
         if isinstance(stage.get("schedule", "cosine"), str):
             yield from _registered("schedule", {"schedule": "cosine", **stage}, path, "schedule_parameters")
-        yield from _objective(stage, path, has_teacher=data.get("teacher") is not None)
+        yield from _objective(stage, path, data)
 
 
 def _mixture(stage: Mapping[str, Any], path: Location, data_sets: Mapping[str, Any]) -> Iterator[Problem]:
@@ -101,6 +134,26 @@ def _mixture(stage: Mapping[str, Any], path: Location, data_sets: Mapping[str, A
     if len(templates) > 1:  # the student is saved with one
         names = ", ".join(sorted(str(template or "the model's own") for template in templates))
         yield (*path, "data"), f"the data sets of a mixture have one template, got {names}"
+
+
+def _mixer(stage: Mapping[str, Any], path: Location, *, has_teacher: bool) -> Iterator[Problem]:
+    """Yield an unknown rule, and what of a stage's mixer doesn't fit it: weights are a mixture's, rows have candidates."""
+    spec, path = mapping(stage.get("mixer")), (*path, "mixer")
+    if not spec:
+        return
+    by = spec.get("by")
+    yield from _registered("mixer", {"mixer": by, **spec}, path, field="by")
+    if not has_teacher:
+        yield (*path, "by"), f"the recipe has no teacher to compare the student with, got {by!r}"
+    if (signature := _signature("mixer", {"mixer": by})) is None:
+        return
+    of_sets, of_rows = ("rows",), ("candidates", "variants", "again", "strength")
+    what, unused = ("sets weights", of_rows) if signature.of_sets else ("chooses rows", of_sets)
+    yield from (((*path, key), f"{by} {what}: leave it out, got {spec[key]}") for key in unused if key in spec)
+    if signature.of_sets and not isinstance(stage.get("data"), list):
+        yield (*path, "by"), f"{by} {what}: the stage needs a mixture, got data {stage.get('data')!r}"
+    if not (signature.of_sets or any(key in spec for key in of_rows)):
+        yield path, f"{by} has nothing to choose from: give it candidates, variants or again"
 
 
 def _validation(
@@ -125,13 +178,12 @@ def _validation(
         if share is not None and stage.get("data") in used and theirs != share:
             problem = f"stage {other.get('name')} trains on these examples: it needs this share, got {share!r}"
             yield (*path, "share"), problem
-    yield from _figure((*path, "monitor"), spec.get("monitor"), _validation_figures(stage))
 
 
-def _validation_figures(stage: Mapping[str, Any]) -> list[str]:
+def _validation_figures(stage: Mapping[str, Any], known: Paths) -> list[str]:
     """Return the names of the figures of a stage's validation."""
     terms = [term for _, term in mappings(stage.get("objective"))]
-    taught = any(term.get(side) in ("teacher", "switch") for term in terms for side in ("of", "to"))
+    taught = any(_needs_teacher(side, known) for term in terms for side in _compared(term))
     names = ["loss", "exact_match", *["agreement"] * taught, *(f"loss/{item_name(term)}" for term in terms)]
     return [VALIDATION + name for name in names]
 
@@ -144,7 +196,16 @@ def _figure(path: Location, name: Any, known: Sequence[str]) -> Iterator[Problem
         yield from _unknown(path, "figure", name, known)
 
 
-def _objective(stage: Mapping[str, Any], path: Location, *, has_teacher: bool) -> Iterator[Problem]:
+def _compared(term: Mapping[str, Any]) -> tuple[str, str]:
+    """Return what a term compares: its `of` and `to`."""
+    return str(term.get("of", "student")), str(term.get("to", "labels"))
+
+
+def _needs_teacher(side: str, known: Paths) -> bool:
+    return any(not path.models.issubset(LEARNING) for path in through(side, known).values())
+
+
+def _objective(stage: Mapping[str, Any], path: Location, data: Mapping[str, Any]) -> Iterator[Problem]:
     terms = [((*path, "objective", i), term) for i, term in mappings(stage.get("objective"))]
     yield from _repeated("terms", [((*place, "name"), item_name(term)) for place, term in terms])
     train = [part for part in listed(stage.get("train")) if isinstance(part, str)]
@@ -153,35 +214,35 @@ def _objective(stage: Mapping[str, Any], path: Location, *, has_teacher: bool) -
         place = (*path, "lr_scale", part)
         if scale == 0 and part in train:
             yield place, f"trains nothing of it: take it out of train instead, got {scale}"
-        if train and part in OF_STUDENT | OF_SWITCH and part not in train:
+        if train and part in PARTS and part not in train:
             yield place, f"the stage does not train it, got {part!r} (trained: {', '.join(train)})"
-    reached: set[str] = set()
+    reached, known = set[str](), known_paths(data)
     for place, term in terms:
-        yield from _loss(term, place)
-        yield from _sides(term, place, train, has_teacher=has_teacher)
-        yield from _focus(term, (*place, "focus"), has_teacher=has_teacher)
-        reached |= _reach(term) if term.get("weight") != 0 else set()
+        yield from _loss(term, place, known)
+        yield from _sides(term, place, train, data)
+        yield from _focus(term, (*place, "focus"), data)
+        reached |= _reach(term, known) if term.get("weight") != 0 else set()
     silent = " (terms of weight 0 aside)" * any(term.get("weight") == 0 for _, term in terms)
     for part in train:
-        if terms and part in (OF_STUDENT | OF_SWITCH) - reached:
+        if terms and part in PARTS - reached:
             yield (*path, "train"), f"no term of the objective trains it{silent}, got {part!r}"
 
 
-def _reach(term: Mapping[str, Any]) -> set[str]:
+def _reach(term: Mapping[str, Any], known: Paths = BUILT_IN) -> set[str]:
     """Return the parts that a term's gradient reaches; all parts of its path where its loss is unknown."""
-    reach = REACH.get(str(term.get("of", "student")), REACH["student"])
+    reach = known.get(_compared(term)[0], BUILT_IN["student"]).trains
     if (signature := _signature("loss", term)) is None:
         return reach
     kinds = [kind for side, kind in signature.reads if side == "student"]
     return reach & set().union(*(REACH_OF_KIND.get(kind, reach) for kind in kinds))
 
 
-def _loss(term: Mapping[str, Any], path: Location) -> Iterator[Problem]:
+def _loss(term: Mapping[str, Any], path: Location, known: Paths) -> Iterator[Problem]:
     """Yield what does not fit the loss of a term: its name, parameters, `to` and `on`."""
     yield from _registered("loss", term, path)
     if (signature := _signature("loss", term)) is None:
         return
-    loss, to = term["loss"], term.get("to", "labels")
+    loss, (of, to) = term["loss"], _compared(term)
     needs_labels = not any(side == "teacher" for side, _ in signature.reads)
     if needs_labels and to != "labels":
         yield (*path, "to"), f"{loss} compares with the labels, got {to!r} (did you mean 'labels'?)"
@@ -189,9 +250,11 @@ def _loss(term: Mapping[str, Any], path: Location) -> Iterator[Problem]:
         kinds = " and ".join(dict.fromkeys(kind for _, kind in signature.reads))
         yield (*path, "to"), f"{loss} compares two models' {kinds}, got 'labels' (did you mean 'teacher'?)"
     by_bytes = term.get("alignment", "positions") == "bytes"
+    readers = {known[side].language for side in (of, to) if side in known and not known[side].mean}
+    across = len(readers) == 2 and "teacher" in readers and not readers.isdisjoint(LEARNING)
     if signature.of_spans and not by_bytes:
         yield (*path, "alignment"), f"{loss} compares bytes, got 'positions' (did you mean 'bytes'?)"
-    if by_bytes and (signature.of_images or {str(term.get("of", "student")), str(to)} not in ACROSS):
+    if by_bytes and (signature.of_images or not across):
         yield (*path, "alignment"), "only what a student's and a teacher's tokens say is compared by bytes, got 'bytes'"
     if by_bytes and term.get("on", "answer") != "answer":
         yield (*path, "on"), f"bytes are compared in answers, got {term['on']!r} (did you mean 'answer'?)"
@@ -199,7 +262,7 @@ def _loss(term: Mapping[str, Any], path: Location) -> Iterator[Problem]:
         yield (*path, "on"), f"{loss} compares whole images, no positions: leave it out, got {term['on']!r}"
 
 
-def _focus(term: Mapping[str, Any], path: Location, *, has_teacher: bool) -> Iterator[Problem]:
+def _focus(term: Mapping[str, Any], path: Location, data: Mapping[str, Any]) -> Iterator[Problem]:
     """Yield what is wrong with the focus of a term: its score, and what its loss and its score read."""
     focus, loss = mapping(term.get("focus")), _signature("loss", term)
     score = {"focus": focus.get("by"), **focus}
@@ -210,33 +273,48 @@ def _focus(term: Mapping[str, Any], path: Location, *, has_teacher: bool) -> Ite
             what = "bytes" if not others else " and ".join(dict.fromkeys(others))
             yield path, f"weights positions of logits, and {term['loss']} compares {what}, got {focus.get('by')!r}"
     signature = _signature("focus", score)
-    if signature is not None and not has_teacher and set(signature.sides) - {"student"}:
+    known, sides = known_paths(data), signature.sides if signature else ()
+    if data.get("teacher") is None and any(_needs_teacher(side, known) for side in sides):
         yield (*path, "by"), f"the recipe has no teacher, got {focus['by']!r}"
     mass, share = focus.get("mass", 0.5), focus.get("share")
     if isinstance(mass, float) and isinstance(share, float) and mass < share < 1:
         yield (*path, "mass"), f"these positions would get less than without a focus: {share} or more, got {mass}"
 
 
-def _sides(term: Mapping[str, Any], path: Location, train: list[str], *, has_teacher: bool) -> Iterator[Problem]:
-    """Yield what is wrong with a term's `of` and `to`, and with what it trains."""
-    of, to, trained = term.get("of", "student"), term.get("to", "labels"), ", ".join(train)
-    for key, side in (("of", of), ("to", to)):
-        if side in ("teacher", "switch") and not has_teacher:
+def _sides(term: Mapping[str, Any], path: Location, train: list[str], data: Mapping[str, Any]) -> Iterator[Problem]:
+    """Yield what is wrong with the paths that a term names, and with what it trains."""
+    (of, to), trained, known, signature = _compared(term), ", ".join(train), known_paths(data), _signature("loss", term)
+    named = sorted({*signature.sides} - {"student", "teacher"}) if signature else []
+    more = ", ".join(sorted({kind for _, kind in signature.reads} - {"logits"})) if signature else ""
+    for key, side in (("of", of), ("to", to), *(("loss", name) for name in named)):
+        yield from _unknown((*path, key), "path", side, [*known, *["labels"] * (key == "to")])
+        if _needs_teacher(side, known) and data.get("teacher") is None:
             yield (*path, key), f"the recipe has no teacher, got {side!r}"
-    if of == to:
+        if more and key != "of" and side in known and known[side].mean:
+            yield (*path, key), f"a mean of paths has logits alone, {term['loss']} reads {more}, got {side!r}"
+    read = [made for side in (of, to, *named) for made in through(side, known).values()]
+    if len({made.prompt for made in read}) > 1 and term.get("on", "answer") != "answer":
+        yield (*path, "on"), f"paths with other prompts are compared at the answers alone, got {term['on']!r}"
+    if to == "labels" and any(made.images == "mixed" for made in read):
+        yield (*path, "of"), f"mixed images have no right answers: compare it with a path, got {of!r} and 'labels'"
+    if of not in known:
+        return
+    reach = known[of].trains
+    if known[of] == known.get(to):
         yield (*path, "to"), f"a term compares two different things, got {to!r} twice"
-    elif of == "teacher":
-        yield (*path, "of"), "the teacher is frozen, so this term trains nothing, got 'teacher'"
-    elif of == "switch" and train and not OF_SWITCH & set(train):
-        yield (*path, "of"), f"the switch trains only vision, the stage only {trained}, got 'switch'"
-    elif train and not (reach := _reach(term)) & set(train):
+    elif not reach:
+        yield (*path, "of"), f"the {of} is frozen, so this term trains nothing, got {of!r}"
+    elif of != "student" and train and not reach & set(train):
+        parts = " and ".join(sorted(reach - {"adapter"}))
+        yield (*path, "of"), f"the {of} trains only {parts}, the stage only {trained}, got {of!r}"
+    elif train and not (reach := _reach(term, known)) & set(train):
         parts = " and ".join(sorted(reach))
         yield (*path, "loss"), f"trains only {parts}, the stage only {trained}, got {term.get('loss')!r}"
 
 
 def _switch(data: Mapping[str, Any]) -> Iterator[Problem]:
     """Yield each stage that trains an adapter where there is none, or uses one that no stage has trained by then."""
-    adapter, trained = mapping(data.get("switch")).get("adapter"), False
+    adapter, trained, known = mapping(data.get("switch")).get("adapter"), False, known_paths(data)
     if adapter is not None and data.get("teacher") is None:
         yield ("switch", "adapter"), f"the recipe has no teacher, got {adapter!r}"
     for i, stage in mappings(data.get("stages")):
@@ -244,8 +322,9 @@ def _switch(data: Mapping[str, Any]) -> Iterator[Problem]:
         trained = trained or "adapter" in train
         if "adapter" in train and adapter is None:
             yield path, "the recipe has none (add `switch: {adapter: linear}`), got 'adapter'"
-        terms = [term for _, term in mappings(stage.get("objective"))]
-        if adapter is not None and not trained and any("switch" in (term.get("of"), term.get("to")) for term in terms):
+        named = {side for _, term in mappings(stage.get("objective")) for side in _compared(term)}
+        sides = [path for side in named for path in through(side, known).values()]
+        if adapter is not None and not trained and any(path.is_switch for path in sides):
             never = "the switch's adapter was never trained: add adapter here or before"
             yield path, f"{never}, got {', '.join(map(str, train))}"
 
@@ -274,7 +353,7 @@ def _checkpoints(data: Mapping[str, Any]) -> Iterator[Problem]:
     figures = [name for name in figures if not name.startswith(VALIDATION)]
     best, path = mapping(data.get("checkpoints")).get("best"), ("checkpoints", "best")
     if stages and stages[-1].get("validation") is not None:  # the last stage's best model is saved
-        yield from _figure(path, best, figures + _validation_figures(stages[-1]))
+        yield from _figure(path, best, figures + _validation_figures(stages[-1], known_paths(data)))
     elif isinstance(best, str) and best.startswith(VALIDATION):
         yield path, f"the last stage has no `validation`, got {best!r}"
     else:

@@ -40,9 +40,9 @@ def check(planned: Sequence[Run]) -> None:
     preflight.check(planned)
     say_needs([run.config.evaluation for run in planned])
     for run in planned:
-        for who, model in (("student", run.config.student), ("teacher", run.config.teacher)):
+        for who, model in run.config.models.items():
             for field, name in model_names(who, model):
-                if model is not None and run.fingerprints.named(name) is None:
+                if run.fingerprints.named(name) is None:
                     from switchkd_cli.engine import hub
 
                     only = hub.TOKENIZER_FILES if field.endswith(".tokenizer") else ()

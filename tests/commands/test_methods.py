@@ -14,6 +14,7 @@ from transformers import Qwen2Config, Qwen2ForCausalLM, SiglipImageProcessor, Si
 
 from switchkd_cli.engine.build import check_pair
 from switchkd_cli.engine.training.loop import train
+from switchkd_cli.engine.training.validation import split
 from switchkd_cli.recipe import yaml_positions
 from switchkd_cli.recipe.load import load_rows
 from tests.support import tiny
@@ -70,7 +71,9 @@ def test_two_steps_of_each_stage(file, row, here, monkeypatch):
         paths.adapters = ModuleDict()  # which each stage draws anew
         before = {name: p.detach().clone() for name, p in paths.named_parameters()}
         small = stage.model_copy(update={"steps": 2, "batch": 4, "micro_batch": 2, "workers": 0, "warmup": 0.0})
-        data = pair.open_data(stage.trained_on[0], paths.student, here)
+        if small.mixer is not None:
+            small = small.model_copy(update={"mixer": small.mixer.model_copy(update={"rounds": 2})})
+        data, _ = split(small, {name: pair.open_data(name, paths.student, here) for name in stage.data_sets})
         lines = []
         train(small, paths, data, seed=config.seed, precision="fp32", log=lines.append)
         steps = [line for line in lines if "step" in line]

@@ -1,6 +1,7 @@
 """The plan's operations compared with those that torch counts in a real step, forward and backward."""
 
 import pytest
+import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -57,3 +58,12 @@ def test_recomputed_layers_take_the_operations_that_are_planned(kind, what, tmp_
     measured = counted(paths, batch, wanted, train)
     assert planned(paths, batch, Computation(wanted, train, again)) == pytest.approx(measured, rel=ERROR)
     assert measured > planned(paths, batch, Computation(wanted, train))
+
+
+@pytest.mark.parametrize("kind", ["chained", "clip"])
+def test_what_a_mixer_reads_takes_the_operations_that_are_planned(kind, tmp_path):
+    paths, batch = both(kind, tmp_path)
+    with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH), torch.no_grad():
+        paths(batch, {"student", "teacher"}, batch.predicting("answer"))
+    found = flops.forward(ModelShape(paths.student), ModelShape(paths.teacher), micro_batch(batch))
+    assert found == pytest.approx(counter.get_total_flops(), rel=ERROR)

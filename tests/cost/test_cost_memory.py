@@ -133,7 +133,7 @@ def test_adapters_of_low_rank_and_packed_layers_leave_the_bytes_that_are_planned
         with torch.autocast("cpu", torch.bfloat16, enabled=precision.cast):
             return paths(batch, wanted, keep)
 
-    packed = frozenset({"student", "switch"} if bits else ())
+    packed = frozenset({"student", "teacher"} if bits else ())
     computed = Computation(wanted, train, low_rank=kept, packed=packed)
     planned = activations(*both, micro_batch(batch), computed, precision)
     left = bytes_left(forward, paths, paths.teacher)

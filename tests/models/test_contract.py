@@ -3,6 +3,7 @@
 import copy
 import json
 import re
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -14,15 +15,8 @@ from transformers import (
     SiglipImageProcessorPil,
 )
 
-from switchkd_cli.engine.build import read_rows, shown_to
-from switchkd_cli.engine.compatibility import (
-    Vocabulary,
-    check_alone,
-    check_fit,
-    compare,
-    read_by_teacher,
-    shared_vocabulary,
-)
+from switchkd_cli.engine.build import Pair, read_rows, shown_to
+from switchkd_cli.engine.compatibility import Vocabulary, check_alone, check_fit, compare, shared_vocabulary
 from switchkd_cli.engine.data.rows import Rows
 from switchkd_cli.engine.data.turns import llava_row
 from switchkd_cli.engine.models.llava import LlavaBlueprint
@@ -30,7 +24,7 @@ from switchkd_cli.engine.models.vision_language_model import VisionLanguageModel
 from switchkd_cli.engine.paths import Paths
 from switchkd_cli.errors import UserError
 from switchkd_cli.recipe.named_files import ASSETS
-from switchkd_cli.recipe.schema import DataSet, Stage, Term
+from switchkd_cli.recipe.schema import BUILT_IN, DataSet, Stage, Term
 from tests.support import tiny
 
 WORDS = len(AutoTokenizer.from_pretrained(ASSETS / "tokenizer"))
@@ -318,7 +312,7 @@ def test_features_of_another_layer_are_noted_where_each_model_reads_its_own():
     assert fitted(read_at(-2), read_at(-1), terms) == ["teacher: feature layer is -1, the student's is -2"]
 
 
-def test_positions_are_those_of_the_configs_stretched_where_they_are():
+def test_positions_are_those_of_the_configs_stretched_where_they_are(monkeypatch):
     student, teacher = blueprint(), blueprint()
     student.config.text_config.max_position_embeddings = 512
     teacher.config.text_config.max_position_embeddings = 32768
@@ -327,12 +321,20 @@ def test_positions_are_those_of_the_configs_stretched_where_they_are():
     stage = {"name": "s", "data": "rows", "train": ["language"], "lr": 1.0, "batch": 1, "steps": 1}
     taught, alone = (Stage.model_validate(stage | {"objective": [term]}) for term in (ALIGN, CE))
     other = alone.model_copy(update={"data": "other"})
-    assert read_by_teacher("rows", [other, taught])
-    assert not read_by_teacher("other", [other, taught]) and not read_by_teacher("rows", [alone])
     read = Rows([tiny.row("r", None, ("a", "b"))], llava_row)
     data = read_rows(read, DataSet(source="llava_json"), student.inputs)
     assert data.positions == {"student": 512}
     assert shown_to(data, student, teacher).positions == {"student": 512, "teacher": 131072}
+    monkeypatch.setattr("switchkd_cli.engine.build.open_data", lambda *_: data)
+
+    def shown(name, *stages):
+        recipe = SimpleNamespace(stages=stages, known_paths=BUILT_IN, data={name: None})
+        opened = Pair(student, teacher, Vocabulary(1, 1, 1), (), recipe).open_data(
+            name, SimpleNamespace(inputs=0), None
+        )
+        return "teacher" in opened.positions
+
+    assert shown("rows", other, taught) and not shown("other", other, taught) and not shown("rows", alone)
 
 
 def hint(call, *arguments):

@@ -133,7 +133,11 @@ def test_answers_are_compared_one_by_one_whatever_the_number_of_visual_tokens(tm
     student, teacher = tiny.model(seed=1), tiny.model(24, seed=2, vision=vision)
     paths, batch = adapted(student, teacher), tiny.taught(student, teacher, tmp_path, turns)
     ours, theirs = (of.labels[of.labels >= 0] for of in batch.readings)
-    assert torch.equal(ours, theirs) and batch.input_ids.shape != batch.teacher.input_ids.shape or vision == TALL
+    assert (
+        torch.equal(ours, theirs)
+        and batch.input_ids.shape != batch.reading("teacher").input_ids.shape
+        or vision == TALL
+    )
     terms = [Term(name="ce", loss="cross_entropy"), Term(name="align", loss="forward_kl", to="teacher")]
     terms += [Term(name="vsd", loss="dbild", of="switch", to="teacher", on=on)]
     objective, figures, parts = Objective(terms), Diagnostics(terms), []
@@ -158,17 +162,17 @@ def test_max_length_cuts_the_same_text_from_both(tmp_path):
     found = [both.example(i) for i in range(len(both))]
     assert any(example.cut for example in found)
     for example in found:
-        theirs = example.teacher
+        (theirs,) = example.others.values()
         assert torch.equal(example.input_ids[~example.image], theirs.input_ids[~theirs.image])
         assert torch.equal(example.labels[~example.image], theirs.labels[~theirs.image])
 
 
 def test_a_teacher_reads_the_students_text_whatever_its_own_template_and_end_token(tmp_path):
     student, teacher = tiny.model(seed=1), tiny.model(24, seed=2, vision=FINE)
-    before = tiny.taught(student, teacher, tmp_path).teacher
+    before = tiny.taught(student, teacher, tmp_path).reading("teacher")
     teacher.inputs.processor.chat_template = "other"
     teacher.inputs.tokenizer.eos_token = teacher.inputs.tokenizer.pad_token
-    assert torch.equal(tiny.taught(student, teacher, tmp_path).teacher.input_ids, before.input_ids)
+    assert torch.equal(tiny.taught(student, teacher, tmp_path).reading("teacher").input_ids, before.input_ids)
 
 
 def test_images_with_other_marks_are_no_pair(tmp_path):

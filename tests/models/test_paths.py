@@ -5,7 +5,7 @@ import copy
 import pytest
 import torch
 
-from switchkd_cli.engine.paths import PATHS, Paths
+from switchkd_cli.engine.paths import Paths
 from tests.support import tiny
 
 
@@ -51,7 +51,7 @@ def test_switch_is_the_teacher_reading_the_students_features(student, teacher, t
 
 
 def test_teacher_as_its_own_student_gives_three_equal_logits(teacher, batch):
-    logits = paths_of(copy.deepcopy(teacher), teacher)(batch, PATHS, batch.predicting("all"))
+    logits = paths_of(copy.deepcopy(teacher), teacher)(batch, tiny.SWITCH_KD, batch.predicting("all"))
     torch.testing.assert_close(logits["student"], logits["teacher"], rtol=0, atol=0)
     torch.testing.assert_close(logits["switch"], logits["teacher"], rtol=0, atol=0)
 
@@ -101,10 +101,10 @@ def test_only_the_wanted_paths_are_computed(student, teacher, batch):
 
 def test_logits_are_cut_to_the_shared_vocabulary(student, teacher, batch):
     paths = Paths(student, teacher, 40)
-    assert {v.shape[-1] for v in paths(batch, PATHS, batch.predicting("answer")).values()} == {40}
+    assert {v.shape[-1] for v in paths(batch, tiny.SWITCH_KD, batch.predicting("answer")).values()} == {40}
 
 
 def test_text_only_batch_has_equal_teacher_and_switch(student, teacher, tmp_path):
     batch = tiny.batch(student, tmp_path, which=[tiny.row("t", None, ("Say hi.", "hi there"))])
-    logits = paths_of(student, teacher)(batch, PATHS, batch.predicting("answer"))
+    logits = paths_of(student, teacher)(batch, tiny.SWITCH_KD, batch.predicting("answer"))
     torch.testing.assert_close(logits["switch"], logits["teacher"])

@@ -28,7 +28,6 @@ from switchkd_cli.engine.cost.workload import Computation, ModelPair
 from switchkd_cli.engine.data.conversation import Conversations
 from switchkd_cli.engine.data.rows import Row, Rows
 from switchkd_cli.engine.models.vision_language_model import ProjectedImage, VisionLanguageModel
-from switchkd_cli.engine.paths import PATHS
 from switchkd_cli.engine.training.chunked import ChunkedObjective
 from switchkd_cli.engine.training.objective import LossInputs, Objective
 from switchkd_cli.errors import UserError
@@ -39,6 +38,7 @@ from tests.support import stock_models
 from tests.support.family import ROWS, FamilyTests
 from tests.support.measured import bytes_left
 from tests.support.shipped_recipes import RECIPES
+from tests.support.tiny import SWITCH_KD
 
 PLACED = Row("placed", (("Is it ", "no"), ("Or this?", "yes")), ("c.png", "a.png"), places=((0, 6), (1, 0)))
 SIZES = {"student": {"width": 32, "layers": 2, "seed": 1}, "teacher": {"width": 48, "layers": 3, "seed": 2}}
@@ -126,11 +126,11 @@ class StockTests(FamilyTests):
         keep = batch.predicting("answer")
 
         def forward():
-            return paths(batch, set(PATHS), keep)
+            return paths(batch, set(SWITCH_KD), keep)
 
         with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):
             sum(each.square().sum() for path, each in forward().items() if path != "teacher").backward()
-        computed = Computation(frozenset(PATHS), frozenset(student.parts))
+        computed = Computation(frozenset(SWITCH_KD), frozenset(student.parts))
         operations = flops.step(pair.student, pair.teacher, work, computed) / counter.get_total_flops()
         left = bytes_left(forward, paths, teacher)
         kept = activations(pair.student, pair.teacher, work, computed, FP32).saved / left

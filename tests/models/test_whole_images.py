@@ -70,7 +70,7 @@ def test_towers_that_cut_images_differently_have_a_switch_through_pictures(famil
     reached = {id(p) for p in paths.parameters() if p.grad is not None}
     assert reached == {id(p) for p in [*used, *adapter.parameters()]}
     with torch.no_grad():
-        features = theirs.encode(batch.teacher.images)
+        features = theirs.encode(batch.reading("teacher").images)
         adapter.forward = lambda *_: features
         logits = paths(batch, {"switch", "teacher"}, keep)
     assert torch.equal(logits["switch"], logits["teacher"])

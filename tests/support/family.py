@@ -22,10 +22,11 @@ from switchkd_cli.engine.data.conversation import Conversations
 from switchkd_cli.engine.data.rows import Row, Rows
 from switchkd_cli.engine.models.blueprint import Blueprint
 from switchkd_cli.engine.models.vision_language_model import ProjectedImage, VisionLanguageModel
-from switchkd_cli.engine.paths import PATHS, FeatureAdapter, Paths
+from switchkd_cli.engine.paths import FeatureAdapter, Paths
 from switchkd_cli.engine.training.loop import train
 from switchkd_cli.recipe.schema import Stage
 from tests.support.measured import micro_batch
+from tests.support.tiny import SWITCH_KD
 
 SIZES = {"a": (40, 24), "b": (24, 40), "c": (33, 25)}  # width and height of the images
 ROWS = [
@@ -103,13 +104,15 @@ class FamilyTests(ABC):
             for path, model in (("student", student), ("teacher", teacher)):
                 torch.testing.assert_close(logits[path], self.whole(model, batch)[keep], rtol=1e-5, atol=1e-5)
 
-    def test_a_teacher_as_its_own_student_gives_three_equal_logits(self, tmp_path):
+    def test_a_teacher_as_its_own_student_gives_equal_logits_on_every_path(self, tmp_path):
         teacher = self.teacher()
         batch = self.batch(teacher, tmp_path)
         with torch.no_grad():
-            logits = self.paths(copy.deepcopy(teacher), teacher)(batch, PATHS, batch.predicting("all"))
-        assert torch.equal(logits["student"], logits["teacher"])
-        assert torch.equal(logits["switch"], logits["teacher"])
+            names = (*SWITCH_KD, "reverse", "blind", "blind_student")
+            logits = self.paths(copy.deepcopy(teacher), teacher)(batch, names, batch.predicting("all"))
+        assert all(torch.equal(logits[path], logits["teacher"]) for path in ("student", "switch", "reverse"))
+        assert torch.equal(logits["blind"], logits["blind_student"])
+        assert not torch.equal(logits["blind"], logits["teacher"])
 
     def test_the_switch_gradient_reaches_the_student_s_vision_and_nothing_else(self, tmp_path):
         student, teacher = self.student(), self.teacher()
@@ -230,10 +233,10 @@ class FamilyTests(ABC):
         assert int(batch.image.sum()) == 2 * family.shape(student.model.config).projector.tokens
         paths = self.paths(student, teacher)
         with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):
-            logits = paths(batch, set(PATHS), batch.predicting("answer"))
+            logits = paths(batch, set(SWITCH_KD), batch.predicting("answer"))
             sum(each.square().sum() for path, each in logits.items() if path != "teacher").backward()
         shapes = [family.shape(model.model.config) for model in (student, teacher)]
-        computed = Computation(frozenset(PATHS), frozenset(student.parts))
+        computed = Computation(frozenset(SWITCH_KD), frozenset(student.parts))
         planned = flops.step(*shapes, micro_batch(batch), computed)
         assert planned == pytest.approx(counter.get_total_flops(), rel=1e-6)
 

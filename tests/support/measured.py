@@ -53,7 +53,8 @@ def micro_batch(batch: Batch) -> MicroBatch:
     """A batch as the plan describes it; logits are computed at its answers."""
     count, length = batch.input_ids.shape
     positions = int(batch.predicting("answer").sum())
-    teacher = None if batch.teacher is None else micro_batch(batch.teacher)
+    own = batch.reading("teacher")
+    teacher = None if own is batch else micro_batch(own)
     independent = batch.attention.ndim == 4
     masked = independent or not bool(batch.attention.all())
     return MicroBatch(count, len(batch.images), length, positions, masked, independent, teacher)

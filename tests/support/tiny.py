@@ -14,6 +14,7 @@ from switchkd_cli.engine.models.llava_parts import design
 from switchkd_cli.engine.models.vision_language_model import VisionLanguageModel
 from switchkd_cli.recipe.schema import Parts
 
+SWITCH_KD = ("student", "teacher", "switch")  # its paths
 VISION = {
     "hidden_size": 16,
     "intermediate_size": 32,

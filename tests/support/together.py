@@ -68,6 +68,7 @@ def stage_of(
     objective: list[dict] | None = None,
     recomputed: bool = False,
     validated: bool = False,
+    mixed: bool = False,
     lora: dict | None = None,
 ) -> Stage:
     """Return a stage of `steps` steps over the eight examples."""
@@ -75,6 +76,7 @@ def stage_of(
     settings |= {"micro_batch": micro, "steps": steps, "grad_clip": None}
     settings |= {"activation_checkpointing": recomputed}
     settings |= {"validation": {"data": "others", "every_steps": 1}} if validated else {}
+    settings |= {"batch": 4, "mixer": {"by": "divergence", "rounds": 3, "candidates": 2}} if mixed else {}
     settings |= {"lora": lora} if lora else {}
     return Stage.model_validate(settings | {"objective": objective or [CE, ALIGN, VSD, TOKENS]})
 
@@ -96,6 +98,7 @@ def trained(
     spoil: bool = False,
     recomputed: bool = False,
     validated: bool = False,
+    mixed: bool = False,
     adapted: bool = False,
     saved: str | None = None,
     lora: dict | None = None,
@@ -110,8 +113,8 @@ def trained(
         shard(paths.teacher)
     here = folder / f"rows{processes.rank}of{processes.count}"
     here.mkdir(parents=True, exist_ok=True)
-    how = {"train": train, "micro": micro, "steps": steps, "objective": objective}
-    stage = stage_of(**how, recomputed=recomputed, validated=validated, lora=lora)
+    how = {"recomputed": recomputed, "validated": validated, "mixed": mixed, "lora": lora}
+    stage = stage_of(train=train, micro=micro, steps=steps, objective=objective, **how)
     lines: list[dict] = []
     data = data_of(paths, here)
     others = data.part(range(VALIDATED)) if validated else None
@@ -143,8 +146,7 @@ def trained(
     state = loop.state_dict()
     state["pictures"] = processes.gather(images)
     state["error"] = error
-    layers = [p for layer in paths.teacher.language.layers[1:] for p in layer.parameters()]
-    state["teacher"] = sum(getattr(p, "_local_tensor", p).nbytes for p in layers)
+    state["mixed"] = [line for line in lines if line.get("event") == "round"]
     state["sight"] = [line for line in lines if line.get("event") == "teacher"]
     loop.trainer.close()
     state["model"] = {name: p.detach().clone() for name, p in loop.trainer.trained.items()}

@@ -44,6 +44,7 @@ FAMILIES = {
     for name in stock_models.TOKENIZERS
     for how, more in (("torch", {}), ("zero 3, recomputed", {"zero": 3, "micro": 2, "recomputed": True}))
 }
+MIXED = {"torch": {}, "zero 2": {"zero": 2}, "zero 3": {"zero": 3}, "fsdp": {"launcher": "fsdp"}}
 CASES = {
     2: {
         "torch, micro 1": {"micro": 1},
@@ -79,6 +80,7 @@ CASES = {
         "validated, torch": {"micro": 1, "validated": True},
         "validated, zero 2": {"zero": 2, "micro": 2, "validated": True},
         "validated, zero 3": {"zero": 3, "micro": 1, "validated": True},
+        **{f"mixed, {n}": {"mixed": True, "micro": 2, **how} for n, how in MIXED.items()},
         "interrupted, zero 3": {"zero": 3, "micro": 4, "until": 2},
         "interrupted, zero 1": {"zero": 1, "micro": 4, "until": 2},
         "bf16, zero 1": {"zero": 1, "micro": 2, "precision": "bf16"},
@@ -212,6 +214,19 @@ def test_a_validation_has_the_figures_of_one_process_and_changes_no_step(name, t
             assert line[figure] == pytest.approx(expected[figure], rel=2e-5, abs=1e-7), figure
         assert line["loss"] == pytest.approx(without["loss"], rel=2e-5)
         assert expected["loss"] == without["loss"]
+
+
+@pytest.mark.parametrize("name", MIXED)
+def test_a_mixer_chooses_the_rows_of_one_process(name, two, tmp_path):
+    """At the student's initial weights, and after each step."""
+    lines, state, _ = together.trained(tmp_path, mixed=True, micro=2)
+    found, theirs = two[f"mixed, {name}"]
+    assert torch.equal(theirs["rounds"]["rows"], state["rounds"]["rows"])
+    assert [line["after"] for line in theirs["mixed"]] == [0, 1, 2]
+    for figure in ("score", "score/all", "again", "never"):
+        expected = [line[figure] for line in state["mixed"]]
+        assert [line[figure] for line in theirs["mixed"]] == pytest.approx(expected, rel=1e-4, abs=1e-7), figure
+    assert [line["loss"] for line in found] == pytest.approx([line["loss"] for line in lines], rel=1e-4)
 
 
 @pytest.mark.parametrize(("count", "name"), TRACED)

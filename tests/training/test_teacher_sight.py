@@ -161,7 +161,7 @@ def test_the_figures_are_means_over_the_answers_of_rows_with_an_image(tmp_path):
     teacher, examples = loop.trainer.paths.teacher, [loop.data[row] for row in range(4)]
     loop.run()
     losses = {"images": [], "blank_images": [], "other_images": []}
-    visited = [examples[row] for row in loop.order[:4] if examples[row].images]
+    visited = [examples[row] for row in loop.rounds.left(0)[:4] if examples[row].images]
     for example, other in zip(visited, [visited[0], *visited], strict=False):  # the image of the row before
         blank = ({"pixel_values": torch.zeros_like(example.images[0]["pixel_values"])},)
         for name, images in zip(losses, (example.images, blank, other.images), strict=True):
@@ -196,7 +196,7 @@ def test_looking_changes_no_number(tmp_path, monkeypatch, states):
 
 def test_the_first_step_with_an_image_counts_and_a_resumed_run_does_not_look_again(tmp_path):
     seed = next(
-        seed for seed in range(50) if loop_of(tmp_path, [], seed=seed, batch=1).order[0] == 1
+        seed for seed in range(50) if loop_of(tmp_path, [], seed=seed, batch=1).rounds.left(0)[0] == 1
     )  # row b: no image
     lines, resumed = [], []
     loop = loop_of(tmp_path, lines, seed=seed, batch=1, steps=4)

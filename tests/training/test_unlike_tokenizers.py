@@ -152,7 +152,7 @@ def test_vsd_is_that_of_the_teachers_own_tokens(pair, tmp_path, batch):
 
 
 def test_each_side_learns_its_own_end_token(pair, batch):
-    for side, of in ((batch, pair.student), (batch.teacher, pair.teacher)):
+    for side, of in ((batch, pair.student), (batch.reading("teacher"), pair.teacher)):
         tokenizer, answers = of.inputs.tokenizer, side.labels[side.labels != IGNORE]
         assert (answers == tokenizer.eos_token_id).sum() == 9  # answers of these rows
         assert "你好，狗🙂👍🏽" in tokenizer.decode(answers)
@@ -160,9 +160,11 @@ def test_each_side_learns_its_own_end_token(pair, batch):
 
 
 def test_the_teacher_reads_as_many_image_tokens_as_its_projector_gives(pair, batch):
-    assert (batch.teacher.input_ids == pair.teacher.inputs.image_token).sum() == 4 * len(batch.images)
-    assert batch.teacher.image.sum() == 4 * len(batch.images)
-    for ours, theirs in zip(batch.images, batch.teacher.images, strict=True):  # each processor's own, here alike
+    assert (batch.reading("teacher").input_ids == pair.teacher.inputs.image_token).sum() == 4 * len(batch.images)
+    assert batch.reading("teacher").image.sum() == 4 * len(batch.images)
+    for ours, theirs in zip(
+        batch.images, batch.reading("teacher").images, strict=True
+    ):  # each processor's own, here alike
         assert torch.equal(ours["pixel_values"], theirs["pixel_values"])
 
 

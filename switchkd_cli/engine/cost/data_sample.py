@@ -206,7 +206,7 @@ def sample_data(
 
 def _counted(example: Example, images: int) -> RowLengths:
     batch = collate([example], pad_token=0)
-    teacher = None if example.teacher is None else _counted(example.teacher, images)
+    teacher = next((_counted(of, images) for names, of in example.others.items() if "teacher" in names), None)
     counts = {on: int(batch.predicting(on).sum()) for on in POSITIONS}
     return RowLengths(len(example.input_ids), images, **counts, teacher=teacher)
 

@@ -22,7 +22,7 @@ WEIGHTS = ("*.safetensors", "*.bin")
 def downloads(config: Recipe, models: Iterable[ModelEstimate]) -> Iterator[Download]:
     """Yield what is to be downloaded, in the order in which a run needs it."""
     for model in models:
-        yield from _of_model(model, getattr(config, model.who))
+        yield from _of_model(model, config.teachers.get(model.who) or getattr(config, model.who))
     for name in dict.fromkeys(name for stage in config.stages for name in stage.data_sets):
         parameters = config.data[name].parameters
         if DATASET in parameters and not Path(parameters[DATASET]).exists():

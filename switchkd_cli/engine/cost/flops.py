@@ -10,6 +10,7 @@ pass takes 2 T W for the gradient of its input, 2 T W for that of its weights if
 | student | V_S, P_S, L_S  | L_S, P_S: inputs, and weights where trained                     |
 | teacher | V_T, P_T, L_T  | none                                                            |
 | switch  | P_T, L_T       | L_T, P_T: inputs only, as the frozen weights get no gradient    |
+| reverse | V_T, P_S, L_S  | L_S, P_S: inputs, and weights where trained                     |
 | adapter | the switch's   | inputs where V_S is trained, and weights where it is            |
 | vision  |                | V_S once, for the student's and the switch's gradient together  |
 
@@ -23,27 +24,35 @@ from switchkd_cli.engine.models.shape import LanguageShape, ModelShape, Projecto
 
 
 def step(student: ModelShape, teacher: ModelShape | None, batch: MicroBatch, computed: Computation) -> int:
-    """Return the operations of one micro-batch: all its paths, forward and backward."""
-    paths, train, recomputed = computed.paths, computed.train, computed.recomputed
-    vision_trained, operations = "vision" in train, 0.0
-    if paths & {"student", "switch"}:
-        operations += _vision(student.vision, batch, trained=vision_trained, recomputed="vision" in recomputed)
-    if "student" in paths:
-        operations += _projector(student.projector, batch, weights="projector" in train, inputs=vision_trained)
-        trained, again = "language" in train and computed.low_rank is None, "student" in recomputed
-        operations += _language(student.language, batch, gradient=True, weights=trained, recomputed=again)
-    if teacher is None:
-        return round(operations)
-    read = batch.teacher or batch
-    if "teacher" in paths:
-        operations += _vision(teacher.vision, read) + _projector(teacher.projector, read)
-        operations += _language(teacher.language, read)
-    if "switch" in paths:
-        operations += _projector(teacher.projector, read, inputs=True)
-        operations += _language(teacher.language, read, gradient=True, recomputed="switch" in recomputed)
+    """Return the operations of one micro-batch: all its paths, forward and backward. What several share counts once."""
+    paths, train, recomputed = computed.readings(student, teacher), computed.train, computed.recomputed
+    shapes, operations = computed.shapes(student, teacher), 0.0
+    vision_trained = "vision" in train
+    for vision, _ in {(path.vision, path.images) for path in paths}:
+        how = {"trained": vision_trained, "recomputed": "vision" in recomputed} if vision == "student" else {}
+        operations += _vision(shapes[vision].vision, batch.read_by(vision), **how)
+    for vision, projector, _ in {(path.vision, path.projector, path.images) for path in paths}:
+        own = projector == "student"
+        inputs = vision == "student" and (vision_trained or not own)
+        weights = own and "projector" in train
+        operations += _projector(shapes[projector].projector, batch.read_by(projector), weights=weights, inputs=inputs)
         passes = 1 + vision_trained + ("adapter" in train)
-        operations += passes * 2 * batch.images * student.features * computed.adapter
+        operations += inputs * (not own) * passes * 2 * batch.images * student.features * computed.adapter
+    for path in paths:
+        own = path.language == "student"
+        how = {
+            "gradient": "student" in path.models,
+            "weights": own and "language" in train and computed.low_rank is None,
+        }
+        again = ("student" if own else "switch") in recomputed
+        operations += _language(shapes[path.language].language, batch.read_by(path.language), **how, recomputed=again)
     return round(operations)
+
+
+def forward(student: ModelShape, teacher: ModelShape, batch: MicroBatch) -> int:
+    """Return the operations of the forward passes of both models alone, as a mixer reads its candidates."""
+    both = (student, batch), (teacher, batch.teacher or batch)
+    return round(sum(_vision(m.vision, b) + _projector(m.projector, b) + _language(m.language, b) for m, b in both))
 
 
 def _vision(v: VisionShape, batch: MicroBatch, *, trained: bool = False, recomputed: bool = False) -> float:

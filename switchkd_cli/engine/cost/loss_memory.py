@@ -16,6 +16,7 @@ from torch.distributed._tools.mem_tracker import MemTracker
 
 from switchkd_cli import registry
 from switchkd_cli.engine.batch import IGNORE, Example, collate
+from switchkd_cli.engine.data.conversation import OF_TEACHER
 from switchkd_cli.engine.token_map import TokenMap
 from switchkd_cli.engine.training.objective import LossInputs, Objective
 from switchkd_cli.recipe.schema import Term
@@ -45,7 +46,8 @@ def _measured(terms: tuple[str, ...], number: int, columns: int) -> float | None
     spans = torch.where(labels == IGNORE, -1, torch.arange(length))
     example = Example("", tokens, labels, torch.zeros_like(tokens), torch.arange(length) < IMAGE, spans=spans)
     # both models read the same tokens, each a span
-    batch = collate([replace(example, teacher=example, aligned=torch.ones(2, dtype=torch.long))], pad_token=0)
+    both = replace(example, others={OF_TEACHER: example}, aligned=torch.ones(2, dtype=torch.long))
+    batch = collate([both], pad_token=0)
     ids = torch.arange(columns)
     map_of_ids = cast(TokenMap, SimpleNamespace(places=[ids, ids], shared=[ids, ids], first_pieces=ids))
     draw = torch.Generator().manual_seed(0)

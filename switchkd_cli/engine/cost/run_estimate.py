@@ -5,11 +5,12 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import replace
 from math import prod
 from pathlib import Path
+from typing import Any
 
 from switchkd_cli import registry
 from switchkd_cli.benchmarks import BENCHMARKS
 from switchkd_cli.engine.batch import POSITIONS
-from switchkd_cli.engine.compatibility import Vocabulary, check_fit, compare, read_by_teacher, shared_vocabulary
+from switchkd_cli.engine.compatibility import Vocabulary, check_fit, check_paths, compare, shared_vocabulary
 from switchkd_cli.engine.cost import flops, loss_memory
 from switchkd_cli.engine.cost.data_sample import ASSUMED_MAX_LENGTH, DataSample, sample_data
 from switchkd_cli.engine.cost.downloads import downloads
@@ -21,6 +22,7 @@ from switchkd_cli.engine.data.look import EvaluationSet, looks
 from switchkd_cli.engine.evaluation.score_model import evaluation_sets
 from switchkd_cli.engine.models.low_rank import adapter_sizes
 from switchkd_cli.engine.training.data_loader import count_steps
+from switchkd_cli.engine.training.rounds import scored_rows
 from switchkd_cli.engine.training.training_warnings import check_images
 from switchkd_cli.planning import estimate as plan
 from switchkd_cli.planning.estimate import Machine, RunEstimate, StageEstimate
@@ -48,20 +50,29 @@ def estimate_run(
     if config.teacher is not None:
         scored = config.evaluation is not None  # as a teacher it reads what the student reads
         models["teacher"] = describe_model(config.teacher, "teacher", planned, needs_template=scored)
+    for name, spec in config.further_teachers.items():
+        models[name] = describe_model(spec, name, planned, needs_template=False)
     estimate.models = [each.estimate(who) if isinstance(each, KnownModel) else each for who, each in models.items()]
     estimate.downloads = list(downloads(config, estimate.models))
     taught = any(stage.needs_teacher for stage in config.stages)  # else the teacher is only scored
-    teacher = models["teacher"] if taught else None
+    needed = ["student", *["teacher", *config.further_teachers] * taught]
+    known = {name: model for name in needed if isinstance(model := models[name], KnownModel)}
+    teacher = known.get("teacher")
     pair, by_bytes = None, False
-    if isinstance(student, KnownModel) and (teacher is None or isinstance(teacher, KnownModel)):
+    if isinstance(student, KnownModel) and len(known) == len(needed):
         terms = [term for stage in config.stages for term in stage.objective]
         vocabulary, estimate.pair = _shared_vocabulary(student, teacher, terms)
         estimate.vocabulary, by_bytes = str(vocabulary), bool(vocabulary.own)
         estimate.notes += check_fit(estimate.pair, config.remedies)
+        here = {name: model.blueprint for name, model in known.items() if model.blueprint is not None}
+        if here.keys() == known.keys():
+            check_paths(config.stages, here)
         pair = ModelPair(student.shape, vocabulary.shared)
         if teacher is not None:  # it stays in memory in every stage, as it is built before the first
+            frozen = sum(model.shape.parameters for model in known.values()) - student.shape.parameters
+            further = {name: known[name].shape for name in config.further_teachers}
             pair = replace(
-                pair, teacher=teacher.shape, teacher_parameters=teacher.shape.parameters, kept=config.teacher
+                pair, teacher=teacher.shape, teacher_parameters=frozen, teachers=further, kept=config.teacher
             )
             if config.switch.adapter is not None:
                 widths = student.shape.vision.width, teacher.shape.vision.width
@@ -72,8 +83,8 @@ def estimate_run(
     if isinstance(student, KnownModel):
         with tempfile.TemporaryDirectory() as scratch:
             for name in dict.fromkeys(name for stage in config.stages for name in stage.data_sets):
-                read = read_by_teacher(name, config.stages)
-                own = teacher.blueprint if isinstance(teacher, KnownModel) and read else None
+                read = any(stage.needs_teacher for stage in config.stages if name in stage.data_sets)
+                own = teacher.blueprint if teacher is not None and read else None
                 found = sample_data(config.data[name], student, root, Path(scratch), own, by_bytes=by_bytes)
                 if found is not None:
                     samples[name] = found
@@ -132,6 +143,8 @@ def _assumptions(
     if uncut := [name for name in guessed if run.config.data[name].max_length is None]:
         taken = f"rows of {', '.join(uncut)} are taken to be cut at {ASSUMED_MAX_LENGTH:,} tokens"
         yield f"{taken}, but max_length is not set: the longest row decides the memory"
+    if asked := sorted({name for stage in run.config.stages for name, path in stage.readings.items() if path.prompt}):
+        yield f"{run.row}: the tokens that the prompts of {', '.join(asked)} add are not counted"
     losses = {term.loss for stage in run.config.stages for term in stage.objective}
     if of_images := [loss for loss in sorted(losses) if registry.signature("loss", loss).of_images]:
         left_out = f"memory and operations of what {', '.join(of_images)} compare, and of adapters, are not counted"
@@ -176,11 +189,16 @@ def _estimate_work(
     recomputed = frozenset(stage.activation_checkpointing)
     packed = {"student"} if models.packed else set()
     if models.kept is not None and models.kept.bits is not None:
-        packed.add("switch")
+        packed.add("teacher")
     if models.kept is not None and models.kept.weights == "offloaded":
         recomputed |= {"switch"}
-    how = prod(models.adapter), stage.bits is not None, models.low_rank and models.low_rank[1], frozenset(packed)
-    computed = Computation(stage.paths, frozenset(stage.train), recomputed, *how)
+    if "before" in stage.models:
+        models = replace(models, teacher_parameters=models.teacher_parameters + models.student.parameters)
+    further: dict[str, Any] = {"rounded": stage.bits is not None, "known": stage.readings, "teachers": models.teachers}
+    further |= {"low_rank": models.low_rank and models.low_rank[1], "packed": frozenset(packed)}
+    computed = Computation(
+        frozenset(stage.readings), frozenset(stage.train), recomputed, prod(models.adapter), **further
+    )
     both = models.student, models.teacher
     grouped, precision = stage.group_by is not None, precision_of(run.config.precision, machine.zero)
     logit_bytes = loss_memory.bytes_per_logit(stage.objective, precision.compute, models.vocabulary)
@@ -205,8 +223,15 @@ def _estimate_work(
     estimate.padding = padded_share(batches[micro])
     operations = sum(count * flops.step(*both, batch, computed) for batch, count in batches[micro].items())
     estimate.flops = stage.batch / micro * operations / batches[micro].total()
+    read = scored_rows(stage, steps) / steps if steps else 0.0  # by a mixer, for each step
+    if read and models.teacher is not None:
+        each = sum(n * flops.forward(models.student, models.teacher, of) for of, n in batches[micro].items())
+        scoring = read / micro * each / batches[micro].total()
+        more = f"{scoring / 1e12:,.3g} TFLOP, {scoring / estimate.flops:.0%} of what the step takes itself"
+        estimate.notes.append(f"{stage.name}: its mixer reads up to {read:,.4g} rows a step: {more}")
+        estimate.flops += scoring
     numbers = {"trained": models.trained(computed.train), "student": sum(models.student.trainable.values())}
-    images = stage.batch * sample.mean("images")
+    images = (stage.batch + read) * sample.mean("images")
     work = StepWork(estimate.flops, images, examples // micro, numbers, precision.weight)
     estimate.sent = bytes_sent(work, EXCHANGES[machine.sharding], gpus)
     if steps:

@@ -147,11 +147,12 @@ def _spared(models: ModelPair, precision: Precision, machine: Machine) -> dict[s
 
 def _chunk_gradients(models: ModelPair, batch: MicroBatch, computed: Computation, precision: Precision) -> float:
     """Bytes of the gradients that chunks add up: of hidden states through which one goes, of a head that is trained."""
-    student, through = models.student.language, {"student": models.student, "switch": models.teacher}
-    width = sum(model.language.width for path, model in through.items() if model and path in computed.paths)
-    trained = "student" in computed.paths and "language" in computed.train and computed.low_rank is None
-    head = student.vocabulary * student.width if trained else 0
-    return precision.residual * batch.positions * width + precision.weight * head
+    shapes = computed.shapes(models.student, models.teacher)
+    read = [p.language for p in computed.readings(models.student, models.teacher) if "student" in p.models]
+    width = sum(shapes[model].language.width for model in read)
+    trained = read.count("student") if "language" in computed.train and computed.low_rank is None else 0
+    head = models.student.language.vocabulary * models.student.language.width
+    return precision.residual * batch.positions * width + precision.weight * trained * head
 
 
 @dataclass
@@ -175,26 +176,26 @@ def activations(
     total = Activations()
     train, recomputed = computed.train, computed.recomputed
     if "vision" in train:
-        _add_vision(
-            total, student.vision, batch, precision, recomputed="vision" in recomputed, rounded=computed.rounded
-        )
-    if "student" in computed.paths:
-        trained = "language" in train
-        how: dict[str, Any] = {"recomputed": "student" in recomputed, "rounded": computed.rounded}
-        how |= {"low_rank": computed.low_rank, "packed": "student" in computed.packed}
-        _add_language(total, student.language, batch, precision, trained, **how)
-        of_head = trained and computed.low_rank is None
-        total.saved += of_head * batch.positions * student.language.width * precision.compute  # its input
-        if train & {"vision", "projector"}:
-            _add_projector(total, student.projector, batch, precision, trained="projector" in train)
-    if teacher is not None and "switch" in computed.paths:
-        total.cast += precision.cast * precision.compute * computed.adapter
-        inputs = student.features * computed.adapter / teacher.vision.width
-        total.saved += ("adapter" in train) * precision.compute * batch.images * inputs
-        batch = batch.teacher or batch
-        how = {"recomputed": "switch" in recomputed, "packed": "switch" in computed.packed}
-        _add_language(total, teacher.language, batch, precision, False, **how)
-        _add_projector(total, teacher.projector, batch, precision, trained=False)
+        how: dict[str, Any] = {"recomputed": "vision" in recomputed, "rounded": computed.rounded}
+        _add_vision(total, student.vision, batch, precision, **how)
+    shapes, paths = computed.shapes(student, teacher), computed.readings(student, teacher)
+    for path in (path for path in paths if "student" in path.models):
+        own, read = path.language == "student", batch.read_by(path.language)
+        trained = own and "language" in train
+        how = {"recomputed": ("student" if own else "switch") in recomputed, "rounded": own and computed.rounded}
+        how |= {"low_rank": computed.low_rank if own else None, "packed": path.language in computed.packed}
+        _add_language(total, shapes[path.language].language, read, precision, trained, **how)
+        trained = trained and computed.low_rank is None
+        total.saved += trained * batch.positions * student.language.width * precision.compute  # the head's input
+    for vision, projector, _ in {(path.vision, path.projector, path.images) for path in paths}:
+        own, sees = projector == "student", vision == "student"
+        if own and (train & {"projector", "vision"} if sees else "projector" in train) or sees and not own:
+            of_parts = own and "projector" in train
+            _add_projector(total, shapes[projector].projector, batch.read_by(projector), precision, trained=of_parts)
+        if sees and not own:
+            total.cast += precision.cast * precision.compute * computed.adapter
+            inputs = student.features * computed.adapter / shapes[projector].vision.width
+            total.saved += ("adapter" in train) * precision.compute * batch.images * inputs
     return total
 
 

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 from switchkd_cli.engine.models.shape import ModelShape
-from switchkd_cli.recipe.schema import TeacherModel
+from switchkd_cli.recipe.schema import BUILT_IN, LEARNING, PathSpec, TeacherModel
 
 
 @dataclass(frozen=True)
@@ -28,6 +29,10 @@ class MicroBatch:
     padding: int = 0
     """How many of the B T tokens are padding."""
 
+    def read_by(self, model: str) -> MicroBatch:
+        """Return the examples as the tokens that a model of this name reads."""
+        return self if model in LEARNING else self.teacher or self
+
 
 @dataclass(frozen=True)
 class Computation:
@@ -36,7 +41,8 @@ class Computation:
     `recomputed`: whose layers are under activation checkpointing (V_S: vision, L_S: student, L_T: switch). `adapter`: weights of
     the matrices of the switch's adapter, without those of its biases. `rounded`: V_S and L_S compute with rounded weights.
     `low_rank`: numbers that adapters on L_S, which learn instead of it, keep of a position; None: there are none. `packed`: L_S (student) or
-    L_T (switch) whose weights are kept in few bits.
+    L_T (teacher) whose weights are kept in few bits.
+    `known`: paths by name. `teachers`: further ones.
     """
 
     paths: frozenset[str]
@@ -46,6 +52,18 @@ class Computation:
     rounded: bool = False
     low_rank: int | None = None
     packed: frozenset[str] = frozenset()
+    known: Mapping[str, PathSpec] = field(default_factory=lambda: BUILT_IN)
+    teachers: Mapping[str, ModelShape] = field(default_factory=dict)
+
+    def shapes(self, student: ModelShape, teacher: ModelShape | None) -> dict[str, ModelShape]:
+        """Return the shape of each model by its name."""
+        taught = {} if teacher is None else {"teacher": teacher}
+        return {**dict.fromkeys(LEARNING, student), **taught, **self.teachers}
+
+    def readings(self, student: ModelShape, teacher: ModelShape | None) -> set[PathSpec]:
+        """Return the paths through models that there are, each once."""
+        models = self.shapes(student, teacher).keys()
+        return {path for name, path in self.known.items() if name in self.paths and path.models <= models}
 
 
 def padded_share(batches: Counter[MicroBatch]) -> float:
@@ -62,8 +80,11 @@ class ModelPair:
     vocabulary: int
     teacher: ModelShape | None = None
     teacher_parameters: int = 0
+    """Of all frozen models."""
     adapter: tuple[int, int, int] = (0, 0, 0)
     """Widths of the features that the switch's adapter reads and gives, and their number of levels."""
+    teachers: Mapping[str, ModelShape] = field(default_factory=dict)
+    """Further ones, by name."""
     kept: TeacherModel | None = None
     """How the teacher's weights are kept."""
     low_rank: tuple[int, int] | None = None

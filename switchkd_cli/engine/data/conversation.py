@@ -18,6 +18,7 @@ import torch
 from jinja2 import TemplateError
 from PIL.Image import Image
 from torch import Tensor
+from torch.utils._pytree import tree_map
 from torch.utils.data import ConcatDataset, Dataset
 
 from switchkd_cli.engine.batch import IGNORE, Example, ImageInput, Unusable
@@ -27,10 +28,12 @@ from switchkd_cli.engine.data.image import images_of
 from switchkd_cli.engine.data.rows import BadRows, Fault, Row, Rows
 from switchkd_cli.engine.inputs import InputProcessor, PreparedImage
 from switchkd_cli.errors import UserError
+from switchkd_cli.recipe.schema import BUILT_IN
 
 SAMPLE_ROWS = 500  # rows that are prepared before training to estimate the share of unusable ones
 CACHE_BYTES = 512 << 20  # a data set whose prepared examples take no more bytes stays in memory
 MAX_TRIES = 100  # rows that are tried in place of an unusable one before the run ends
+OF_TEACHER = tuple(name for name, path in BUILT_IN.items() if path.language == "teacher")
 
 Piece = tuple[str, str]
 """(prompt, answer): text without supervision, and the supervised text after it."""
@@ -48,7 +51,7 @@ class Conversations(Dataset[Example]):
     longer than the `positions` of a model (by the model's role). An unusable row is replaced by another one, always the
     same, whose example lists the rows that it replaces (`Example.instead_of`); `bad_rows` counts the unusable rows.
 
-    Where the teacher doesn't read the student's tokens, an example also has the row as the teacher's own: `with_teacher`.
+    Where paths read other tokens than the student's, an example also has the row as these: `with_teacher`.
     """
 
     def __init__(
@@ -82,7 +85,9 @@ class Conversations(Dataset[Example]):
         self._independent = rows.turns == "independent"
         if self._independent and inputs.chained_only:
             raise UserError(f"{rows.name}: turns: independent: {inputs.chained_only}", hint="leave out `turns`")
-        self.teacher: Conversations | None = None
+        self.others: dict[tuple[str, ...], Conversations] = {}
+        """The same rows as other tokens, by the names of the paths that read them."""
+        self.prompt: str | None = None  # what is read in place of each question
         self._token_bytes: list[bytes] | None = None  # where answers are aligned with those of another tokenizer
         self._sample_size = self._truncated = 0
         self._cache: dict[int, Example] = {}
@@ -100,18 +105,24 @@ class Conversations(Dataset[Example]):
         return part
 
     def with_teacher(
-        self, inputs: InputProcessor, positions: Mapping[str, int] | None = None, *, by_bytes: bool = False
+        self,
+        inputs: InputProcessor,
+        positions: Mapping[str, int] | None = None,
+        *,
+        by_bytes: bool = False,
+        readers: tuple[str, ...] = OF_TEACHER,
+        prompt: str | None = None,
     ) -> "Conversations":
         """Return the data set with the same rows as a teacher's own tokens, which differ in the visual tokens alone.
 
-        `by_bytes`: it has another tokenizer, too, and its own chat template; an example then has the spans of the answers'
+        `readers`: the paths that read them. `prompt`: writes their questions (`PathSpec.prompt`). `by_bytes`: it has another tokenizer, too, and its own chat template; an example then has the spans of the answers'
         bytes that both end together, and `max_length` holds for each.
         """
         both, teacher = copy.copy(self), copy.copy(self)
         if by_bytes:
             teacher = Conversations(self.rows, inputs, max_length=self.max_length)
-        teacher.image_inputs, teacher.positions = inputs, positions or {}
-        both.teacher, both._cache = teacher, {}
+        teacher.image_inputs, teacher.positions, teacher.prompt, teacher.others = inputs, positions or {}, prompt, {}
+        both.others, both._cache = {**self.others, readers: teacher}, {}
         for of in (both, teacher) if by_bytes else ():
             of._token_bytes = token_bytes(of.inputs.tokenizer)
         return both
@@ -199,55 +210,61 @@ class Conversations(Dataset[Example]):
         try:
             opened = images_of(row, self.rows)
             images = self.image_inputs.prepare(opened)
-            example = self._read_by_both(row, images, opened)
+            example = self._read_by_all(row, images, opened)
             tensors = tuple(image.inputs for image in images)
-            if self.teacher is not None and (own := example.teacher) is not None:
-                example = replace(example, teacher=self.teacher._with_position(own, own.images or tensors))
-            return replace(self._with_position(example, tensors), images=tensors)
+            both = ((names, reader, example.others[names]) for names, reader in self.others.items())
+            others = {names: reader._with_position(own, own.images or tensors) for names, reader, own in both}
+            return replace(self._with_position(example, tensors), images=tensors, others=others)
         except Fault as fault:
             raise Fault(str(fault), row.id, refused=fault.refused) from None
 
     def text_example(self, index: int) -> Example:
         """Return the row's example with text and image tokens, without opening its image. Raises Fault."""
         row = self.rows[index]
-        return self._read_by_both(row, [self.image_inputs.usual] * len(row.images))
+        return self._read_by_all(row, [self.image_inputs.usual] * len(row.images))
 
     def _with_position(self, example: Example, images: Sequence[ImageInput]) -> Example:
         return replace(example, position=self.image_inputs.position(example.input_ids, example.turn, images))
 
-    def _read_by_both(
-        self, row: Row, images: Sequence[PreparedImage], opened: Sequence[Image] | None = None
-    ) -> Example:
-        """Return the row's example without pixels, and the teacher's, for which `opened` are prepared (None: usual ones).
+    def _read_by_all(self, row: Row, images: Sequence[PreparedImage], opened: Sequence[Image] | None = None) -> Example:
+        """Return the row's example without pixels, and as `others` read it, for which `opened` are prepared (None: usual ones).
 
         A teacher of another tokenizer has its own images, too, as its processor prepares them.
         """
         example, ends = self._read(row, images)
-        if self.teacher is None:
-            return example
-        inputs = self.teacher.image_inputs
-        of_teacher = [inputs.usual] * len(images) if opened is None else inputs.prepare(opened)
-        by_bytes = self._token_bytes is not None
-        other, theirs = self.teacher._read(row, of_teacher, cut=None if by_bytes else example.cut)
-        if not by_bytes:
-            if not torch.equal(*(of.input_ids[~cast(Tensor, of.image)] for of in (example, other))):
+        others = {}
+        for names, reader in self.others.items():
+            inputs, by_bytes = reader.image_inputs, reader._token_bytes is not None
+            seen = images
+            if inputs is not self.image_inputs:
+                seen = [inputs.usual] * len(images) if opened is None else inputs.prepare(opened)
+            answers = example.labels[example.labels != IGNORE]
+            other, theirs = reader._read(row, seen, cut=None if by_bytes else example.cut, answers=len(answers))
+            if by_bytes:
+                spans, other_spans = number_spans(ends, theirs)
+                sizes = [len(answer.strip().encode()) for _, answer in row.exchanges]
+                of_answers = sum(size for number, size in enumerate(sizes) if number not in row.unlearnt)
+                aligned = torch.tensor([covered(ends, spans, sizes), of_answers])
+                example = replace(example, spans=torch.tensor(spans), aligned=aligned)
+                shown = () if opened is None else tuple(image.inputs for image in seen)
+                other = replace(other, spans=torch.tensor(other_spans), images=shown)
+            elif reader.prompt is not None:
+                if not torch.equal(answers, other.labels[other.labels != IGNORE]):
+                    raise Fault(f"its answers are other tokens after the prompt {reader.prompt!r}")
+            elif not torch.equal(*(of.input_ids[~cast(Tensor, of.image)] for of in (example, other))):
                 raise Fault("student and teacher read other texts: their images have other marks")
-            return replace(example, teacher=other)
-        spans, other_spans = number_spans(ends, theirs)
-        sizes = [len(answer.strip().encode()) for _, answer in row.exchanges]
-        of_answers = sum(size for number, size in enumerate(sizes) if number not in row.unlearnt)
-        both = torch.tensor([covered(ends, spans, sizes), of_answers])
-        shown = () if opened is None else tuple(image.inputs for image in of_teacher)
-        other = replace(other, spans=torch.tensor(other_spans), images=shown)
-        return replace(example, spans=torch.tensor(spans), teacher=other, aligned=both)
+            others[names] = other
+        return replace(example, others=others)
 
     def _read(
-        self, row: Row, images: Sequence[PreparedImage], cut: int | None = None
+        self, row: Row, images: Sequence[PreparedImage], cut: int | None = None, answers: int | None = None
     ) -> tuple[Example, list[Place | None]]:
         """Return the row's example for this model alone, and where its answers' tokens end.
 
-        `cut`: how many tokens are cut off at its end (None: those beyond `max_length`).
+        `cut`: how many tokens are cut off at its end (None: those beyond `max_length`), with a prompt all that follow so
+        many tokens of `answers`.
         """
+        row = self._prompted(row)
         for text in (row.system or "", *(text for pair in row.exchanges for text in pair)):
             if match := self._special_pattern.search(text):
                 raise Fault(f"its text holds {match[0]}, a special token of the tokenizer")
@@ -280,10 +297,24 @@ class Conversations(Dataset[Example]):
             found += [None] * (len(tokens) - len(found))
         kept = len(tokens) if self.max_length is None else self.max_length
         kept = kept if cut is None else len(tokens) - cut
+        if self.prompt is not None:
+            learnt_at = [at for at, label in enumerate(labels) if label != IGNORE][:answers]
+            kept = learnt_at[-1] + 1 if cut and learnt_at else len(tokens)
         self._check_cut(tokens, labels, turn, kept)
         ids, learnt_ids, turns = (torch.tensor(of[:kept]) for of in (tokens, labels, turn))
         visual = ids == self.image_inputs.image_token
         return Example(row.id, ids, learnt_ids, turns, visual, cut=len(tokens) - len(ids)), found[:kept]
+
+    def _prompted(self, row: Row) -> Row:
+        """Return the row with its questions as the prompt writes them; an image that begins a question stays at its beginning."""
+        if self.prompt is None:
+            return row
+        parts = [self.prompt.replace("{answer}", answer).split("{question}") for _, answer in row.exchanges]
+        written = tuple(
+            (question.join(of), answer) for of, (question, answer) in zip(parts, row.exchanges, strict=True)
+        )
+        places = tuple((at, offset and offset + len(parts[at][0])) for at, offset in row.places)
+        return replace(row, exchanges=written, places=places)
 
     @cached_property
     def _before_answer(self) -> int:
@@ -386,26 +417,49 @@ class Mixture(ConcatDataset[Example]):
         self.parts = parts
         self.shares = [weight / sum(weights) for weight in weights]
         self.chat_template, self.end = parts[0].chat_template, parts[0].end
+        self.held_out: Mixture | None = None
+        """Examples of the same sets that training leaves out, for a mixer to read."""
+        self._row_ends = list(accumulate(len(part.rows) for part in parts))
 
     def __getitem__(self, index: int) -> Example:
-        part, first = self._part(index)
-        example = part[index - first]
+        number = bisect_right(self.cumulative_sizes, index)
+        example = self.parts[number][index - [0, *self.cumulative_sizes][number]]
+        first = [0, *self._row_ends][number]
         return replace(example, instead_of=tuple(replace(row, row=first + row.row) for row in example.instead_of))
 
     def add_unusable(self, rows: Iterable[Unusable]) -> None:
         """Count rows that turned out unusable, each in its set. Raises UserError where a set has too many."""
         for row in rows:
-            part, first = self._part(row.row)
-            part.add_unusable([replace(row, row=row.row - first)])
-
-    def _part(self, index: int) -> tuple[Conversations, int]:
-        """Return the data set of an example, and the number of that set's first one."""
-        number = bisect_right(self.cumulative_sizes, index)
-        return self.parts[number], [0, *self.cumulative_sizes][number]
+            number = bisect_right(self._row_ends, row.row)
+            self.parts[number].add_unusable([replace(row, row=row.row - [0, *self._row_ends][number])])
 
 
 Examples = Conversations | Mixture
 """What a stage trains on."""
+
+
+class Variants(Dataset[Example]):
+    """Examples in variants: number `row + variant * rows`; of variant 0 the images are as they are.
+
+    Contrast and brightness of the others change by random amounts from the seed, with a standard deviation of `strength`,
+    in units of the pixels' own: what an image shows stays the same. Student and teacher see the same change.
+    """
+
+    def __init__(self, data: Examples, strength: float, seed: int) -> None:
+        self.data, self.strength, self.seed, self.parts = data, strength, seed, data.parts
+
+    def __getitem__(self, index: int) -> Example:
+        example = self.data[index % len(self.data)]
+        if index < len(self.data):
+            return example
+        draw = torch.Generator().manual_seed(self.seed + (index << 32))
+        contrast, brightness = (self.strength * torch.randn(2, generator=draw)).tolist()
+
+        def changed(of: Tensor) -> Tensor:
+            return of * (1 + contrast) + brightness if of.is_floating_point() else of
+
+        others = {names: replace(of, images=tree_map(changed, of.images)) for names, of in example.others.items()}
+        return replace(example, images=tree_map(changed, example.images), others=others)
 
 
 def stand_ins(index: int, rows: int) -> Iterator[int]:

@@ -24,6 +24,7 @@ from switchkd_cli.engine.paths import Paths
 from switchkd_cli.engine.training.data_loader import order
 from switchkd_cli.engine.training.processes import ALONE
 
+GREY = {"blind": "teacher_grey", "blind_student": "student_grey"}  # paths, and what they are called in a report
 ROWS = 64  # rows compared: several thousand answer tokens
 BATCH = 4  # rows of a forward pass: it needs less memory than a training step
 
@@ -81,8 +82,6 @@ def eyes_or_reader(paths: Paths, data: Examples, *, precision: str) -> dict[str,
     from student to teacher is the sum of `eyes` (reverse minus student), `reader` (switch minus student) and `interaction`
     (what both together give beyond that). `positions`: answer tokens. None where no row has an image.
     """
-    assert paths.teacher is not None
-    exchanged = Paths(paths.teacher, paths.student, paths.vocabulary)
     right: dict[str, list[Tensor]] = {}
     seen: dict[str, ImageInput] = {}
     for batch, keep in compared(paths, data, precision):
@@ -90,13 +89,9 @@ def eyes_or_reader(paths: Paths, data: Examples, *, precision: str) -> dict[str,
             continue
         keep = keep & batch.has_image[:, None]
         answers = batch.targets[keep]
-        grey = batch.with_blank_images()
         other, replaced = batch.with_other_images(seen)
-        logits = paths(batch, ("student", "switch", "teacher"), keep)
-        logits["reverse"] = exchanged(batch, ("switch",), keep)["switch"]
-        logits |= {f"{path}_grey": of for path, of in paths(grey, ("student", "teacher"), keep).items()}
-        for name, of in logits.items():
-            right.setdefault(name, []).append(of.argmax(-1) == answers)
+        for path, of in paths(batch, ("student", "switch", "teacher", "reverse", *GREY), keep).items():
+            right.setdefault(GREY.get(path, path), []).append(of.argmax(-1) == answers)
         keep = keep & replaced[:, None]
         first_choice = paths(other, ("student",), keep)["student"].argmax(-1)
         right.setdefault("student_other", []).append(first_choice == batch.targets[keep])

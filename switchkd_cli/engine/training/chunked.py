@@ -16,7 +16,7 @@ from torch.utils._pytree import tree_leaves, tree_map
 
 from switchkd_cli.engine.batch import Batch, PerImage
 from switchkd_cli.engine.lm_head import Heads, capped, positions
-from switchkd_cli.engine.paths import PATHS, output_name
+from switchkd_cli.engine.paths import output_name
 from switchkd_cli.engine.training.objective import LossInputs, Objective, OnLogits, OnValues
 from switchkd_cli.errors import CRASH, UserError
 
@@ -40,13 +40,13 @@ class ChunkedObjective:
     """
 
     def __init__(self, objective: Objective, *, dense: bool = False, also: Collection[str] = ()) -> None:
-        self.terms, self.tokens, self.dense = objective.terms, objective.tokens, dense
+        self.terms, self.dense, self.others = objective.terms, dense, (objective.tokens, objective.means)
         reads = {name: {kind for _, kind in signature.reads} for name, signature in objective.signatures.items()}
         of_logits = [term for term in self.terms if dense or "logits" in reads[term.name]]
-        self.compared = {path for term in of_logits for path in (term.of, term.to)}
-        self.on_logits = Objective(of_logits, self.tokens)
-        self.on_others = Objective([term for term in self.terms if term not in of_logits], self.tokens)
-        self.paths = tuple(sorted((self.on_logits.outputs | set(also)) & set(PATHS)))
+        self.compared = {path for term in of_logits for path in objective.sides(term).values()}
+        self.on_logits = Objective(of_logits, *self.others)
+        self.on_others = Objective([term for term in self.terms if term not in of_logits], *self.others)
+        self.paths = tuple(sorted(name for name in self.on_logits.outputs | set(also) if "." not in name))
         hidden = {output_name(path, "hidden") for path in self.paths}
         self.outputs = self.on_logits.outputs | set(also) if dense else self.on_others.outputs | hidden
 
@@ -89,7 +89,7 @@ class ChunkedObjective:
         """Yield the terms with a weight, one after another: name and weighted part, with its graph."""
         for term in self.terms:
             if inputs.weights.get(term.name, float(term.weight)):
-                yield term.name, ChunkedObjective(Objective([term], self.tokens), dense=self.dense)(inputs)[0]
+                yield term.name, ChunkedObjective(Objective([term], *self.others), dense=self.dense)(inputs)[0]
 
     @torch.no_grad()
     def non_finite_rows(self, terms: Sequence[str], inputs: LossInputs) -> dict[str, set[str]]:
@@ -100,7 +100,7 @@ class ChunkedObjective:
             values = values if weights is None else weights * values
             ids[name] |= {inputs.batch.ids[row] for row in rows[~values.isfinite()].unique().tolist()}
 
-        named = Objective([term for term in self.terms if term.name in ids], self.tokens)
+        named = Objective([term for term in self.terms if term.name in ids], *self.others)
         ChunkedObjective(named, dense=self.dense)(inputs, on_values=note)
         return ids
 
@@ -110,9 +110,12 @@ class ChunkedObjective:
         Where a focus ranks examples, one chunk has all of them.
         """
         size, sides = positions(columns, keep.device.type), keep.split([of.turn.shape[1] for of in batch.readings], 1)
-        most = max(int(sides[0 if path == "student" else -1].sum()) for path in self.paths)
+        most = max(int(batch.read_by(path, keep)[1].sum()) for path in self.paths)
         across = any("rows" in signature.positional for signature in self.on_logits.signatures.values())
-        whole = batch.spans is not None or across or bool(self.on_logits.scored)
+        across |= any(mean.by == "loss" for mean in self.on_logits.means.values())
+        answers = [of.predicting("answer")[side] for of, side in zip(batch.readings, sides, strict=True)]
+        unlike = not all(torch.equal(of, answers[0]) for of in answers)  # as texts have other prompts
+        whole = batch.spans is not None or across or unlike or bool(self.on_logits.scored)
         unit = torch.arange(len(keep), device=keep.device)[:, None]  # the number of the example
         lengths = torch.stack([side.sum(1) for side in sides]).amax(0).tolist()
         if not whole:  # or of the position among those of `keep`

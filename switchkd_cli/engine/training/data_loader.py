@@ -23,7 +23,7 @@ from torch.utils.data import DataLoader
 from switchkd_cli.distributed import stopping
 from switchkd_cli.distributed.launch_config import cores
 from switchkd_cli.engine.batch import Batch, collate
-from switchkd_cli.engine.data.conversation import Examples, Mixture, NoStandIn
+from switchkd_cli.engine.data.conversation import Examples, Mixture, NoStandIn, Variants
 from switchkd_cli.engine.models.vision_language_model import VisionLanguageModel
 from switchkd_cli.errors import MACHINE, UserError
 from switchkd_cli.recipe.schema import Stage
@@ -41,16 +41,21 @@ def count_steps(stage: Stage, rows: int) -> int:
 
 def visit_order(stage: Stage, data: Examples, count: int, seed: int) -> list[int]:
     """Return the indices of the examples that the stage visits, in order."""
-    parts, plain = data.parts, None
+    plain = None
     if isinstance(data, Mixture):
         # grouped rows may wait for the next epoch, a step at most
         epochs = math.ceil((count + stage.batch) / len(data))
-        plain = mixed_order([len(part) for part in parts], data.shares, epochs * len(data), seed)
+        plain = mixed_order([len(part) for part in data.parts], data.shares, epochs * len(data), seed)
     if stage.group_by == "modality_length":
-        sizes = np.concatenate([part.rows.survey.sizes[part.chosen] for part in parts])
-        image_mask = np.concatenate([part.rows.survey.image_mask[part.chosen] for part in parts])
-        return grouped_order(sizes, image_mask, stage.batch, count, seed, plain)
+        return grouped_order(*lengths_and_images(data), stage.batch, count, seed, plain)
     return order(len(data), count, seed) if plain is None else plain[:count]
+
+
+def lengths_and_images(data: Examples) -> tuple[np.ndarray, np.ndarray]:
+    """Return the length of each row's text, and whether it has an image."""
+    surveys = [(part.rows.survey, part.chosen) for part in data.parts]
+    sizes, masks = zip(*((survey.sizes[rows], survey.image_mask[rows]) for survey, rows in surveys), strict=True)
+    return np.concatenate(sizes), np.concatenate(masks)
 
 
 class Loader:
@@ -157,7 +162,7 @@ def _pickled(collate_batch: Callable[[list], Batch], examples: list) -> bytes:
 def make_loader(
     stage: Stage,
     student: VisionLanguageModel,
-    data: Examples,
+    data: Examples | Variants,
     visited: Sequence[int],
     micro_batch: int,
     warn: Callable[[str], None] = lambda text: None,
@@ -194,7 +199,7 @@ def rows_of_process(visited: Sequence[int], micro_batch: int, rank: int, process
     return [row for first in firsts for row in visited[first : first + micro_batch]]
 
 
-def count_workers(stage: Stage, data: Examples) -> int:
+def count_workers(stage: Stage, data: Examples | Variants) -> int:
     """Return the number of data workers: what the stage says; otherwise none for a data set that fits in memory."""
     if stage.workers is not None:
         return stage.workers
@@ -221,21 +226,26 @@ def order(rows: int, count: int, seed: int) -> list[int]:
     return torch.cat(epochs)[:count].tolist()
 
 
-def mixed_order(rows: Sequence[int], shares: Sequence[float], count: int, seed: int) -> list[int]:
-    """Return the first `count` examples of a mixture, numbered one data set after another.
+def mixed_order(
+    rows: Sequence[int], shares: Sequence[float], count: int, seed: int, before: Sequence[Sequence[float]] = ()
+) -> list[int]:
+    """Return the next `count` examples of a mixture, numbered one data set after another; the first without `before`.
 
     Each set is visited in the `order` of a seed of its own. The sets take turns as evenly as their shares allow: the j-th
     example of a set with share s is due at (j + 1/2) / s, so no stretch of the training has more or less of a set than its
-    share, by about one example.
+    share, by about one example. `before`: of each set its examples so far, and how many more than its share.
     """
-    wanted = [math.ceil(count * share) + 1 for share in shares]
-    due = np.concatenate([(np.arange(n) + 0.5) / share for n, share in zip(wanted, shares, strict=True)])
+    taken, ahead = zip(*before or [(0, 0.0)] * len(rows), strict=True)
+    wanted = [math.ceil(count * share - min(0, more)) + 1 for share, more in zip(shares, ahead, strict=True)]
+    each = zip(wanted, shares, ahead, strict=True)
+    due = np.concatenate([(np.arange(n) + 0.5 + more) / share for n, share, more in each])
     of = np.repeat(np.arange(len(rows)), wanted)[np.argsort(due, kind="stable")[:count]]
     visited, first = np.zeros(count, np.int64), 0
     for number, size in enumerate(rows):
         mine = of == number
         if mine.any():
-            visited[mine] = first + np.array(order(size, int(mine.sum()), seed + (number << 32)))
+            own = order(size, taken[number] + int(mine.sum()), seed + (number << 32))
+            visited[mine] = first + np.array(own[taken[number] :])
         first += size
     return visited.tolist()
 

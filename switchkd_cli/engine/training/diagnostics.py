@@ -20,6 +20,10 @@ SHARE = "vision_share/"
 """Begins the names of figures: the share of a term's gradient that reaches V_S and not only the switch's adapter."""
 
 
+COMPARED = ("student", "switch", "teacher")
+"""The paths that are compared with the teacher, and itself."""
+
+
 class KneeSpec(NamedTuple):
     """Where a loss takes the knee of rows of logits: whose logits lead (`path`), at which positions (`on`), within what."""
 
@@ -66,7 +70,7 @@ class Diagnostics:
         read = {path: batch.read_by(path, keep) for path in logits if path != "student" or batch.spans is None}
         answers = {path: of.predicting("answer")[mask] for path, (of, mask) in read.items()}
         if "teacher" in logits and answers["teacher"].any():
-            selected = {path: row_selector(chosen)(logits[path]) for path, chosen in answers.items()}
+            selected = {path: row_selector(answers[path])(logits[path]) for path in COMPARED if path in answers}
             of_teacher, mask = read["teacher"]
             found |= _against_teacher(selected, of_teacher.targets[mask][answers["teacher"]])
         # what several terms share is sorted once

@@ -3,23 +3,27 @@
 import math
 import signal
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Generator, Sequence
 from contextlib import closing
 from functools import partial
+from itertools import cycle, islice
 from typing import Any
 
+import torch
 from accelerate.utils import set_seed
+from torch import Tensor
 
 from switchkd_cli.distributed import stopping
 from switchkd_cli.distributed.stopping import Stopped
 from switchkd_cli.engine.batch import Batch
-from switchkd_cli.engine.data.conversation import Conversations, Examples
+from switchkd_cli.engine.data.conversation import Conversations, Examples, Variants
 from switchkd_cli.engine.paths import Paths
 from switchkd_cli.engine.training import data_loader
 from switchkd_cli.engine.training.checkpointing import CheckpointWriter, random_state, set_random_state
 from switchkd_cli.engine.training.chunked import GRADIENT, LOSS
 from switchkd_cli.engine.training.oom import out_of_memory, peak_memory_mib
 from switchkd_cli.engine.training.processes import ALONE, Processes
+from switchkd_cli.engine.training.rounds import Rounds, row_sums
 from switchkd_cli.engine.training.trainer import NonFinite, Trainer
 from switchkd_cli.engine.training.training_warnings import TrainingWarnings, look, remedy
 from switchkd_cli.engine.training.validation import Validator
@@ -36,8 +40,8 @@ MAX_NAMED = 5  # examples named in a message; a file lists all of them
 class Loop:
     """A stage's training: `state_dict` is all that its next step depends on.
 
-    Which examples come next follows from `step` and the seed; the weights that are not trained follow from the recipe and
-    the stages before. All random numbers start from the seed, so a stage doesn't depend on what ran before it.
+    Which examples come next follows from `step`, the seed and, with a mixer, the state of `rounds`; the weights that are not
+    trained follow from the recipe and the stages before. All random numbers start from the seed, so a stage doesn't depend on what ran before it.
     `held_out` are the examples of the stage's validation; `settings` are `Trainer`'s.
     """
 
@@ -63,7 +67,7 @@ class Loop:
         self.warnings = TrainingWarnings(stage)
         spec = stage.validation
         self.validation = Validator(spec, held_out, self.trainer) if spec and held_out is not None else None
-        self.order = data_loader.visit_order(stage, data, self.steps * stage.batch, seed)
+        self.rounds = Rounds(stage, data, self.steps, seed)
         self.step = 0  # optimiser steps taken
         self.seconds = 0.0  # that they took
         self.skipped = 0  # the last of them in a row that changed no weight
@@ -79,6 +83,7 @@ class Loop:
             "random": random_state(),
             "watch": self.warnings.state_dict(),
             **({"validation": self.validation.state_dict()} if self.validation else {}),
+            **self.rounds.state_dict(),
             **self.trainer.state_dict(),
         }
 
@@ -88,6 +93,7 @@ class Loop:
         self.warnings.load_state_dict(state["watch"])
         if self.validation is not None:
             self.validation.load_state_dict(state["validation"])
+        self.rounds.load_state_dict(state)
         self.step, self.seconds, self.skipped = state["step"], state["seconds"], state["skipped"]
         self.looked = state.get("looked", True)  # older checkpoints lack it
         set_random_state(state["random"])
@@ -97,17 +103,9 @@ class Loop:
 
         Raises UserError (code MACHINE) when memory runs out or a data worker dies; older checkpoints stay.
         """
-        processes, micro_batch = self.processes, self.trainer.micro_batch
-        count = self.stage.batch // (micro_batch * processes.count)
-        left = self.order[self.step * self.stage.batch :]
-        rows = data_loader.rows_of_process(left, micro_batch, processes.rank, processes.count)
-        warn = partial(self._log, "data")
-        loader = data_loader.make_loader(self.stage, self.trainer.paths.student, self.data, rows, micro_batch, warn)
         began = time.monotonic() - self.seconds
-        with closing(loader), processes.needed():
-            while self.step < self.steps and not self.over:
-                step_began = time.monotonic()
-                group = self._next(loader, count)
+        with self.processes.needed(), closing(self._groups()) as groups:
+            for loader, group, step_began in groups:
                 waited = time.monotonic() - step_began
                 last = self.step == self.steps - 1
                 diagnosed = last or self.step % math.ceil(self.steps / DIAGNOSED) == 0
@@ -146,8 +144,45 @@ class Loop:
                 if self.writer is not None and not non_finite:
                     self.writer.add_score(figures)
                 self._save_or_stop()
-                if self.step == math.ceil(len(self.data) / self.stage.batch) and not non_finite:
+                every = self.stage.mixer is None and self.step == math.ceil(len(self.data) / self.stage.batch)
+                if every and not non_finite:
                     self.check_idle()  # every example was used once: a part without gradient will not get one later
+
+    def _groups(self) -> Generator[tuple[data_loader.Loader, list[Batch], float], None, None]:
+        """Yield, for each step, this process's micro-batches with their loader, and when it began to wait for them."""
+        count = self.stage.batch // (self.trainer.micro_batch * self.processes.count)
+        while self.step < self.steps and not self.over:
+            if not (rows := self.rounds.left(self.step)):
+                began = time.monotonic()
+                figures = self.rounds.draw(self.step, self._read)
+                at = {"stage": self.stage.name, "after": self.step, "seconds": time.monotonic() - began}
+                self.log({"event": "round", **at, **figures})
+                rows = self.rounds.left(self.step)
+            with closing(self._loader(self.rounds.examples, rows)) as loader:
+                end = min(self.step + len(rows) // self.stage.batch, self.steps)
+                while self.step < end and not self.over:
+                    began = time.monotonic()
+                    yield loader, self._next(loader, count), began
+
+    def _loader(self, data: Examples | Variants, rows: Sequence[int]) -> data_loader.Loader:
+        """Return a loader of this process's micro-batches of these rows."""
+        micro_batch, processes = self.trainer.micro_batch, self.processes
+        mine = data_loader.rows_of_process(rows, micro_batch, processes.rank, processes.count)
+        warn = partial(self._log, "data")
+        return data_loader.make_loader(self.stage, self.trainer.paths.student, data, mine, micro_batch, warn)
+
+    def _read(self, data: Examples | Variants, rows: Sequence[int]) -> dict[str, Tensor]:
+        """Return what the stage's mixer reads of these rows, in order. Every process must call this, and computes a part."""
+        replica, names = self.trainer.replica, self.rounds.signature.positional
+        together = self.trainer.micro_batch * self.processes.count
+        batches = -(-len(rows) // together)  # of each process; what is missing is filled up from the beginning
+        replica.paths.eval()
+        with closing(self._loader(data, list(islice(cycle(rows), batches * together)))) as loader:
+            found = (self._next(loader, 1)[0].to(replica.device) for _ in range(batches))
+            each = self.processes.gather([row_sums(self.trainer, names, batch) for batch in found])
+        replica.paths.train()
+        in_order = [sums for in_turn in zip(*each, strict=True) for sums in in_turn]
+        return {name: torch.cat([sums[name] for sums in in_order])[: len(rows)] for name in in_order[0]}
 
     def _look(self, group: Sequence[Batch]) -> None:
         """Log what images are worth to the teacher, in the first step that has any; warn if they are no help."""

@@ -1,7 +1,7 @@
 """The objective: a recipe's terms over what the paths output (paper Eq. 1 is three of them)."""
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor
@@ -9,12 +9,13 @@ from torch import Tensor
 from switchkd_cli import registry
 from switchkd_cli.engine.batch import Batch, PerImage, loss_per_image, row_selector
 from switchkd_cli.engine.lm_head import Heads
+from switchkd_cli.engine.losses.cross_entropy import cross_entropy
 from switchkd_cli.engine.losses.focus import BLOCK, weights
 from switchkd_cli.engine.losses.ops.positions import single_tokens, span_rows
 from switchkd_cli.engine.losses.ops.state import State
 from switchkd_cli.engine.paths import output_name
 from switchkd_cli.engine.token_map import TokenMap
-from switchkd_cli.recipe.schema import Term
+from switchkd_cli.recipe.schema import PathSpec, Term
 
 IMAGES, SPANS, PAIRS = "images", "spans", "pairs"
 
@@ -63,21 +64,23 @@ class Objective:
     logits the columns that are in both (`tokens`).
     """
 
-    def __init__(self, terms: Sequence[Term], tokens: TokenMap | None = None) -> None:
-        self.terms, self.tokens = tuple(terms), tokens
+    def __init__(
+        self, terms: Sequence[Term], tokens: TokenMap | None = None, means: Mapping[str, PathSpec] = {}
+    ) -> None:
+        self.terms, self.tokens, self.means = tuple(terms), tokens, means
         self._losses = {t.name: registry.resolve("loss", t.loss) for t in terms}
         self.signatures = {t.name: registry.signature("loss", t.loss) for t in terms}
-        self.outputs = frozenset(  # a loss's student is its term's `of`, its teacher the term's `to`
-            output_name(self._sides(t)[side], kind) for t in terms for side, kind in self.signatures[t.name].reads
-        )
+        read = {(self.sides(t)[side], kind) for t in terms for side, kind in self.signatures[t.name].reads}
         self.scored = {t.name: t.score for t in terms if t.score is not None}
-        self.outputs |= {output_name(*read) for score in self.scored.values() for read in score.reads}
+        read |= {each for score in self.scored.values() for each in score.reads}
+        made = ((of, kind) for path, kind in read for of in (means[path].mean if path in means else (path,)))
+        self.outputs = frozenset(output_name(*each) for each in made)
         self.on = tuple(dict.fromkeys(t.on for t in terms if not self.signatures[t.name].of_images))
 
-    @staticmethod
-    def _sides(term: Term) -> dict[str, str]:
-        """Return the path that each side of a term's loss is."""
-        return {"teacher": term.of if term.to == "labels" else term.to, "student": term.of}
+    def sides(self, term: Term) -> dict[str, str]:
+        """Return the path that each side of a term's loss is: its `of` and `to`, and any other the path of this name."""
+        named = {side: side for side in self.signatures[term.name].sides if side not in ("student", "teacher")}
+        return {"teacher": term.of if term.to == "labels" else term.to, **named, "student": term.of}
 
     def counted(self, term: Term) -> str:
         """Return what a term is a mean over, as the normalizers name it: a kind of positions, images, spans or pairs."""
@@ -86,7 +89,7 @@ class Objective:
             return IMAGES
         if term.alignment == "bytes":
             return SPANS if signature.of_spans else PAIRS
-        return term.on if self.tokens is None or term.of == "student" else f"teacher's {term.on}"
+        return term.on if term.of == "student" else f"{term.of}'s {term.on}"
 
     def keep(self, batch: Batch) -> Tensor:
         """Return a mask [B, T] of every position that some term reads; see `Batch.read_by`."""
@@ -106,14 +109,13 @@ class Objective:
         return Normalizers(dict(zip(each[0], together, strict=True)), progress)
 
     def _counts(self, batch: Batch) -> dict[str, Tensor]:
-        counts: dict[str, Tensor] = {on: batch.predicting(on).sum() for on in self.on}
+        counted = {self.counted(term): batch.reading(term.of).predicting(term.on) for term in self.terms}
+        counts = {name: chosen.sum() for name, chosen in counted.items()}
         counts[IMAGES] = torch.tensor(len(batch.image_rows), device=batch.image.device)
-        if self.tokens is not None:
-            counts |= {f"teacher's {on}": batch.readings[-1].predicting(on).sum() for on in self.on}
         if any(term.alignment == "bytes" for term in self.terms):
             assert batch.aligned is not None
             counts[SPANS] = len(batch.predicted_spans.unique()) - (batch.predicted_spans < 0).any().long()
-            counts[PAIRS] = self._pairs(batch, batch.predicting_in_all("answer"))["student"].sum()
+            counts[PAIRS] = self._pairs(batch, batch.predicting_in_all("answer"))[0].sum()
             counts |= {"tokens": batch.predicting("answer").sum(), "bytes": batch.aligned[:, 1].sum()}
             counts["aligned bytes"] = batch.aligned[:, 0].sum()
         return counts
@@ -125,16 +127,15 @@ class Objective:
         shares = {"bytes": of["aligned bytes"], "tokens": of[PAIRS]}
         return {f"aligned/{name}": (part / of[name].clamp(min=1)).item() for name, part in shares.items()}
 
-    def _pairs(self, batch: Batch, keep: Tensor) -> dict[str, Tensor]:
-        """Return, by path, which of its positions of `keep` predict a token that is the same one in both vocabularies."""
+    def _pairs(self, batch: Batch, keep: Tensor) -> tuple[Tensor, Tensor]:
+        """Return which of the student's and of the teacher's positions of `keep` predict a token that is in both vocabularies."""
         assert self.tokens is not None
         (ours, mask), (theirs, of_teacher) = (batch.read_by(path, keep) for path in ("student", "teacher"))
         one, other = single_tokens(ours.predicted_spans[mask], theirs.predicted_spans[of_teacher])
         targets = ours.targets[mask][one], theirs.targets[of_teacher][other]
         own, pair = (of.to(keep.device)[ids] for of, ids in zip(self.tokens.places, targets, strict=True))
         same = (own == pair) & (own >= 0)
-        ours_same, theirs_same = (of.masked_scatter(of, same) for of in (one, other))
-        return {"student": ours_same, "teacher": theirs_same, "switch": theirs_same}
+        return one.masked_scatter(one, same), other.masked_scatter(other, same)
 
     def __call__(self, inputs: LossInputs, on_values: OnValues | None = None) -> dict[str, Tensor]:
         """Return each term's part of the step's loss, unweighted: its sum over positions or images / the step's count."""
@@ -151,7 +152,7 @@ class Objective:
     def _values(self, term: Term, inputs: LossInputs) -> tuple[Tensor, Tensor]:
         """Return a term at each position, image or span, [N], and the row of the batch that each belongs to, [N]."""
         signature, loss = self.signatures[term.name], self._losses[term.name]
-        given = self._given(term, inputs, signature, self._sides(term))
+        given = self._given(term, inputs, signature, self.sides(term))
         given |= {"targets": given["student_targets"], "state": inputs.states.get(term.name, State())}
         if self.tokens is not None and self.counted(term) == PAIRS:  # a token's number is its column's
             given["targets"] = self.tokens.places[int(term.of != "student")].to(inputs.keep.device)[given["targets"]]
@@ -169,22 +170,24 @@ class Objective:
         """Return what the arguments of a loss or a score may name, of each side's path at the term's positions."""
         outputs, _, batch, keep, normalizers = inputs[:5]
         tokens = self.tokens if self.counted(term) == PAIRS else None
-        pairs = self._pairs(batch, keep) if tokens is not None else {}
+        pairs = self._pairs(batch, keep) if tokens is not None else None
         given: dict[str, Any] = {"progress": normalizers.progress}
         for side, path in sides.items():
             read, mask = batch.read_by(path, keep)
             # mostly all of [N, V] itself, not a copy of it for each term
-            select = row_selector(pairs[path] if pairs else read.predicting(term.on)[mask])
+            select = row_selector(pairs[read is not batch] if pairs else read.predicting(term.on)[mask])
             given |= {f"{side}_targets": select(read.targets[mask]), f"{side}_image": select(read.image[mask])}
             given["rows"] = given[f"{side}_rows"] = select(mask.nonzero()[:, 0])
             if signature.of_spans:
                 given[f"{side}_spans"] = select(read.predicted_spans[mask])
             for kind in (kind for of, kind in signature.reads if of == side):
-                output: Any = outputs[output_name(path, kind)]
-                if kind in registry.OF_POSITIONS:
+                output: Any = outputs.get(output_name(path, kind))
+                if path in self.means:
+                    output = self._mean(self.means[path], term.on, inputs)
+                elif kind in registry.OF_POSITIONS:
                     output = select(output)
                 if kind == "logits" and tokens is not None:
-                    output = output[:, tokens.shared[int(path != "student")].to(output.device)]
+                    output = output[:, tokens.shared[int(read is not batch)].to(output.device)]
                 given[f"{side}_{kind}"] = output
         return given
 
@@ -203,6 +206,22 @@ class Objective:
         blocks = zip(*(of.split(size) for of in arguments), strict=True)
         scores = torch.cat([function(*block, **focus.parameters) for block in blocks])
         return weights(scores, given["rows"], share=focus.share, mass=focus.mass, of_examples=focus.of == "examples")
+
+    @torch.no_grad()
+    def _mean(self, mean: PathSpec, on: str, inputs: LossInputs) -> Tensor:
+        """Return the logarithm of the mean of some paths' distributions at the positions of `on`, [N, V]."""
+        each, losses = [], []
+        for path in mean.mean:
+            read, mask = inputs.batch.read_by(path, inputs.keep)
+            logits, rows = cast(Tensor, inputs.outputs[path]), mask.nonzero()[:, 0]
+            chosen, answers = read.predicting(on)[mask], read.predicting("answer")[mask]
+            each.append(logits[chosen].float().log_softmax(-1))
+            loss = torch.zeros(2, len(mask), device=mask.device)
+            of_answers = cross_entropy(read.targets[mask][answers], logits[answers])
+            loss.index_add_(1, rows[answers], torch.stack([of_answers, torch.ones_like(of_answers)]))
+            losses.append(loss[0] / loss[1].clamp(min=1) * (mean.by == "loss"))
+        shares = (torch.stack(losses) / -mean.temperature).log_softmax(0)[:, rows[chosen]]
+        return (torch.stack(each) + shares[..., None]).logsumexp(0)
 
     def total(self, parts: Mapping[str, Tensor], weights: Mapping[str, float] = {}) -> Tensor:
         """Return the weighted sum of the terms, which is minimised; `weights` are those that vary."""

@@ -48,7 +48,7 @@ def memory_in_use(trainer: Trainer) -> dict[str, Sequence[torch.Tensor]]:
     weights = [replica.twins.get(p, p) for p in trainer.trained.values()]
     trained = {id(p) for p in weights}
     moments = [value for state in replica.adamw.state.values() for value in state.values()]
-    models = [replica.paths, *filter(None, [replica.paths.teacher])]
+    models = [replica.paths, *replica.paths.frozen.values()]
     return {
         "trained weights": weights,
         "their gradients": [p.grad for p in weights if p.grad is not None],

@@ -4,6 +4,7 @@ import math
 import warnings
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -58,12 +59,14 @@ class Trainer:
     ) -> None:
         self.stage, self.steps, self.paths = stage, steps, paths
         self.precision, self.processes, self.deepspeed, self.launcher = precision, processes, deepspeed, launcher
-        self.micro_batch = micro_batch_size(stage, processes.count)
-        self.objective = Objective(stage.objective, paths.tokens)
+        self.seed, self.micro_batch = seed, micro_batch_size(stage, processes.count)
+        self.objective = Objective(stage.objective, paths.tokens, stage.means)
         self.states = TermStates(stage, processes.device)
         if stage.lora is not None:
             add_adapters(paths.student, stage.lora, seed)
         paths.requires_grad_(False)
+        if "before" in stage.models:
+            paths.remember_student()
         paths.recompute(stage.activation_checkpointing)
         self.parts: dict[str, list[nn.Parameter]] = {part: paths.used_parameters(part) for part in stage.train}
         nn.ParameterList(p for part in self.parts.values() for p in part).requires_grad_(True)
@@ -109,7 +112,8 @@ class Trainer:
         changed, only the schedule moved on. `checked`: the first micro-batch's chunked objective is compared with the
         dense one; raises UserError (code CRASH) where they differ.
         """
-        group = [batch.to(self.replica.device) for batch in group]
+        mixture = f"{self.seed}/{self.stage.name}/{self.schedule.last_epoch}"
+        group = [replace(batch.to(self.replica.device), mixture=mixture) for batch in group]
         progress = self.progress
         normalizers = self.objective.normalizers(group, progress, self.processes.sum)
         weighted = [term for term in self.stage.objective if term.weight]
@@ -241,6 +245,7 @@ class Trainer:
         """Leave the trained weights in `paths`, adapters not merged yet."""
         self.replica.collect()
         self.replica.close()
+        self.paths.frozen.pop("before", None)
         self._until_closed.close()
         if self.paths.states is not None:
             self.paths.states.close()

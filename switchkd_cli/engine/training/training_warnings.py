@@ -39,7 +39,8 @@ def check_images(stages: Sequence[Stage], has_images: Mapping[str, bool]) -> Non
         parts = [part for part in stage.train if part != "language"]
         # without an image there is nothing to compare of what an image gives
         of_images = {t.name for t in stage.objective if registry.signature("loss", t.loss).of_images}
-        needing_image = [t for t in stage.objective if t.on == "image" or t.name in of_images or "switch" in t.paths]
+        across = {name for name, path in stage.readings.items() if len(path.models) > 1 or path.images != "given"}
+        needing_image = [t for t in stage.objective if t.on == "image" or t.name in of_images or across & t.paths]
         terms = [term.name for term in needing_image if term.weight]
         needing = [*(f"train: {part}" for part in parts), *(f"objective: {term}" for term in terms)]
         none = f"needs images, and no usable example of {', '.join(stage.trained_on)} has one"
@@ -150,7 +151,7 @@ def look(trainer: Trainer, group: Sequence[Batch]) -> tuple[dict[str, float], st
     seen: dict[str, ImageInput] = {}
     pictured = trainer.processes.gather(any(each.images for each in group))
     together = any(pictured) and len(pictured) > 1  # a sharded teacher's passes are those of all processes
-    for batch in ((each.teacher or each).to(device) for each in group if each.images or together):
+    for batch in (each.reading("teacher").to(device) for each in group if each.images or together):
         keep = batch.predicting("answer") & batch.has_image[:, None]
         other, exchanged = batch.with_other_images(seen)
         with torch.autocast(device.type, torch.bfloat16, enabled=bf16):

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from switchkd_cli import registry
 from switchkd_cli.engine.batch import Batch, Unusable, collate
 from switchkd_cli.engine.data.conversation import Conversations, Examples, Mixture
 from switchkd_cli.engine.data.rows import Fault, Rows
@@ -22,6 +23,7 @@ from switchkd_cli.errors import UserError
 from switchkd_cli.recipe.schema import HIGHER, VALIDATION, Stage, Validation
 from switchkd_cli.report.grouping import grouped
 
+LARGEST = 0.1  # share of a data set that is held out for a mixer
 SEED = 0  # draws the examples, whatever the seed of the run
 
 Sums = Mapping[str, tuple[float, int]]
@@ -36,20 +38,31 @@ def split(stage: Stage, data: Mapping[str, Conversations]) -> tuple[Examples, Co
     train, spec = data[stage.trained_on[0]], stage.validation
     whole: Examples = train
     if not isinstance(stage.data, str):
-        whole = Mixture([data[portion.use] for portion in stage.data], [portion.weight for portion in stage.data])
+        parts, weights = [data[name] for name in stage.trained_on], [portion.weight for portion in stage.data]
+        whole = Mixture(parts, weights)
+        if stage.mixer is not None and registry.signature("mixer", stage.mixer.by).of_sets:
+            rows, place = stage.mixer.rows, f"stages.{stage.name}.mixer.rows"
+            both = [_hold_out(part, min(rows / len(part), LARGEST), rows, f"{place}: {rows} of") for part in parts]
+            whole, held_out = (Mixture(of, weights) for of in zip(*both, strict=True))
+            whole.held_out = held_out
     if spec is None:
         return whole, None
     if spec.data is not None:
         other = data[spec.data]
         return whole, other.part(order(len(other), min(len(other), spec.rows), SEED))
-    drawn = draw_by_image(train.rows, spec.share or 0.0)
+    share = spec.share or 0.0
+    return _hold_out(train, share, spec.rows, f"stages.{stage.name}.validation.share: {share:g} of")
+
+
+def _hold_out(data: Conversations, share: float, rows: int, which: str) -> tuple[Conversations, Conversations]:
+    """Return the examples without a `share` of them, and at most `rows` of that. Raises UserError where one is empty."""
+    drawn = draw_by_image(data.rows, share)
     held_out = set(drawn)
-    rest = [row for row in range(len(train)) if row not in held_out]
+    rest = [row for row in range(len(data)) if row not in held_out]
     if not (drawn and rest):
-        which = "to train on" if drawn else "to validate on"
-        problem = f"stages.{stage.name}.validation.share: {spec.share:g} of {train.rows.name} leaves no row {which}"
-        raise UserError(problem, hint="name another data set: validation.data; rows of one image stay together")
-    return train.part(rest), train.part(drawn[: spec.rows])
+        problem = f"{which} {data.rows.name} leaves no row to {'train' if drawn else 'validate'} on"
+        raise UserError(problem, hint="rows of one image stay together: take less of it, or another data set")
+    return data.part(rest), data.part(drawn[:rows])
 
 
 @lru_cache(maxsize=4)  # later stages and the scoring draw the same share again

@@ -61,8 +61,8 @@ class ZeroReplica:
     ) -> None:
         _prepare_deepspeed(processes)
         self.processes, self.device = processes, processes.device
-        if paths.teacher is not None:  # complete in each process, in the dtype of the student's products
-            paths.teacher.to(self.device, torch.bfloat16 if config["bf16"]["enabled"] else torch.float32)
+        for model in paths.frozen.values():  # complete in each process, in the dtype of the student's products
+            model.to(self.device, torch.bfloat16 if config["bf16"]["enabled"] else torch.float32)
         self.paths = paths.twin()
         # what is computed with in a parameter's place
         self.twins = dict(zip(paths.parameters(), self.paths.parameters(), strict=True))

@@ -1,0 +1,108 @@
+"""Named paths in a recipe: what is refused, what a path trains, and what keys and plans see of it."""
+
+import pytest
+
+from switchkd_cli.engine.compatibility import check_paths
+from switchkd_cli.engine.cost import flops
+from switchkd_cli.engine.cost.workload import Computation, MicroBatch
+from switchkd_cli.engine.models.blueprint import Blueprint
+from switchkd_cli.engine.models.shape import ModelShape
+from switchkd_cli.errors import UserError
+from switchkd_cli.recipe.load import load
+from tests.recipe.test_recipe_problems import problems
+from tests.support import tiny
+from tests.support.small_recipe import write
+from tests.training.test_training import stage
+
+VSD = "{name: vsd, loss: dbild, of: switch, to: teacher, weight: 0.5}"
+BEFORE = "data:\n  captions"
+
+
+def recipe(folder, paths="", term="{name: vsd, loss: dbild, to: teacher}", *more):
+    added = f"paths: {{{paths}}}\n" if paths else ""
+    return write(folder, (BEFORE, f"{added}{BEFORE}"), (VSD, term), *more)
+
+
+@pytest.mark.parametrize(
+    ("paths", "term", "expected"),
+    [
+        ("", "of: swich, to: teacher", "vsd.of: unknown path, got 'swich' (did you mean 'switch'?)"),
+        ("", "to: teachers", "vsd.to: unknown path, got 'teachers' (did you mean 'teacher'?)"),
+        ("", "of: blind, to: teacher", "vsd.of: the blind is frozen, so this term trains nothing, got 'blind'"),
+        ("mine: {model: studnt}", "to: mine", "paths.mine.model: unknown model, got 'studnt' (did you mean 'student'?)"),
+        ("mine: {models: student}", "to: mine", "paths.mine.models: unknown key, got 'models'"),
+        ("blind: {model: student}", "to: blind", "paths.blind: paths need different names, got 'blind' twice"),
+        ("all: {mean: [teacher, al]}", "to: all", "paths.all.mean.1: unknown path through models, got 'al'"),
+        ("all: {mean: [all]}", "to: all", "paths.all.mean.0: unknown path through models, got 'all'"),
+        ("all: {mean: [teacher]}", "of: all, to: teacher", "vsd.of: the all is frozen, so this term trains nothing"),
+        ("same: {model: student}", "to: same", "vsd.to: a term compares two different things, got 'same' twice"),
+        ("both: {mean: [teacher], model: before}", "to: both", "paths.both: is either the mean of paths or goes through"),
+        ("told: {model: teacher, prompt: 'Say {answer}'}", "to: told, on: text", "vsd.on: paths with other prompts"),
+    ],
+)  # fmt: skip
+def test_what_is_wrong_with_a_path_is_said(tmp_path, paths, term, expected):
+    found = problems(recipe(tmp_path, paths, f"{{name: vsd, loss: dbild, {term}}}"))
+    assert any(expected in problem for problem in found), found
+
+
+def test_mixed_images_have_no_labels_and_means_no_features(tmp_path):
+    paths = "mixed: {model: student, images: mixed}, both: {mean: [teacher, blind]}"
+    found = problems(recipe(tmp_path, paths, "{name: vsd, loss: cross_entropy, of: mixed}"))
+    assert any("vsd.of: mixed images have no right answers" in problem for problem in found)
+    found = problems(recipe(tmp_path, paths, "{name: vsd, loss: feature_mse, to: both}"))
+    assert any("vsd.to: a mean of paths has logits alone, feature_mse reads features" in problem for problem in found)
+
+
+def test_a_part_that_no_path_of_the_stage_trains_is_named(tmp_path):
+    paths, term = "modular: {model: teacher, projector: student}", "{name: vsd, loss: dbild, of: modular, to: teacher}"
+    alone = ("train: [vision, projector, language]", "train: [vision]"), ("lr_scale: {vision: 0.3}", "lr_scale: {}")
+    found = problems(recipe(tmp_path, paths, term, *alone))
+    assert any("the modular trains only projector, the stage only vision, got 'modular'" in one for one in found)
+
+
+def test_further_teachers_need_a_teacher(tmp_path):
+    file = write(tmp_path, ("teacher: {family: llava", "teachers: {second: {family: lava"))
+    file.write_text(file.read_text().replace("model}\ndata:", "model}}\ndata:"))
+    found = problems(file)
+    assert any("teachers: the recipe has no teacher: name the first one `teacher`" in problem for problem in found)
+    assert any("teachers.second.family: unknown family, got 'lava'" in problem for problem in found)
+
+
+def test_only_a_path_that_a_stage_uses_is_in_its_key(tmp_path):
+    plain = load(write(tmp_path))
+    unused = load(recipe(tmp_path, "mine: {model: before}", VSD))
+    term = "{name: vsd, loss: dbild, to: mine, weight: 0.5}"
+    used = load(recipe(tmp_path, "mine: {model: before}", term))
+    other = load(recipe(tmp_path, "mine: {model: before, images: blank}", term))
+    assert unused.stage_key(1) == plain.stage_key(1) and unused.key != plain.key
+    assert used.stage_key(0) == other.stage_key(0) == plain.stage_key(0)
+    assert used.stage_key(1) != other.stage_key(1)
+    assert used.config.stages[1].readings["mine"].models == {"before"}
+
+
+def test_modules_that_do_not_fit_are_refused_with_both_values():
+    student, wide = (blueprint(tiny.model(width)) for width in (16, 24))
+    made = stage(objective=[{"loss": "forward_kl", "of": "modular", "to": "teacher"}])
+    made._known = {**made._known, "modular": made._known["teacher"].model_copy(update={"projector": "student"})}
+    with pytest.raises(UserError) as caught:
+        check_paths([made], {"student": student, "teacher": wide})
+    assert "paths.modular: the teacher's language model reads a token width of 24" in caught.value.problems[0]
+    check_paths([made], {"student": student, "teacher": student})
+
+
+def blueprint(model):
+    return Blueprint(model.model.config, model.inputs, lambda dtype: model.model)
+
+
+def test_a_plan_counts_what_paths_share_once():
+    student, teacher = (ModelShape(tiny.model(width)) for width in (16, 24))
+    batch = MicroBatch(2, 2, 30, 6)
+
+    def count(*paths, **more):
+        return flops.step(student, teacher, batch, Computation(frozenset(paths), frozenset({"language"}), **more))
+
+    assert count("student", "blind_student") > count("student", "before")
+    known = {**stage()._known, "alias": stage()._known["teacher"]}
+    assert count("teacher", "alias", known=known) == count("teacher")
+    of_tower = count("teacher", "switch") - count("teacher")
+    assert count("student", "teacher", "reverse") - count("student", "teacher") < count("student") + of_tower
