@@ -146,6 +146,8 @@ def trained(
     state = loop.state_dict()
     state["pictures"] = processes.gather(images)
     state["error"] = error
+    layers = [p for layer in paths.teacher.language.layers[1:] for p in layer.parameters()]
+    state["teacher"] = sum(getattr(p, "_local_tensor", p).nbytes for p in layers)
     state["mixed"] = [line for line in lines if line.get("event") == "round"]
     state["sight"] = [line for line in lines if line.get("event") == "teacher"]
     loop.trainer.close()
