@@ -10,6 +10,7 @@
 #   LEVELS="loss step"    some of loss, step, data, startup, evaluation, shared; matrix only when it is named: it trains and
 #                    scores an ablation's rows twice
 #   LEVELS=peers     steps of TRL, ms-swift and plain loops next to ours; installs them into .venv-peers
+#   LEVELS=budgets   adapters of low rank, and teachers in 8 and 4 bits; needs peft and bitsandbytes
 #   LEVELS=gpu       what only a GPU can say, in at most eight minutes, into reports/bench_gpu.json
 # make setup         install into .venv, with the tested versions
 # make test          all tests, on the same drawn examples each time;  make test-fast  leaves out the slow ones

@@ -37,6 +37,8 @@ def texts() -> dict[tuple[str, str], str]:
     """Return the text below each field, by class and field; that of the class itself by an empty name."""
     tree, found = ast.parse(Path(schema.__file__).read_text(encoding="utf-8")), {}
     for model in (node for node in tree.body if isinstance(node, ast.ClassDef)):
+        bases = {base.id for base in model.bases if isinstance(base, ast.Name)}
+        found |= {(model.name, field): text for (base, field), text in found.items() if base in bases}
         found[model.name, ""] = ast.get_docstring(model) or ""
         for field, text in pairwise(model.body):
             if isinstance(field, ast.AnnAssign) and isinstance(text, ast.Expr):

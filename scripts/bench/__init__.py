@@ -4,5 +4,5 @@ A level is one file with `measure_level(quick) -> Level`, run in a process of it
 """
 
 LEVELS = ("loss", "step", "data", "startup", "evaluation", "shared")
-LONG = ("matrix", "peers", "gpu")
+LONG = ("matrix", "peers", "gpu", "budgets")
 """Levels that are measured only when named: they take long, install other packages, or want a GPU."""

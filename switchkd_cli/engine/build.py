@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from transformers import set_seed
+from accelerate.utils import set_seed
 
 from switchkd_cli import registry
 from switchkd_cli.engine import compatibility
@@ -16,6 +16,8 @@ from switchkd_cli.engine.hub import fetch
 from switchkd_cli.engine.inputs import InputProcessor
 from switchkd_cli.engine.models.blueprint import Blueprint, max_positions
 from switchkd_cli.engine.models.family import WHOLE_HINT, Family
+from switchkd_cli.engine.models.packed import pack
+from switchkd_cli.engine.models.placement import offload
 from switchkd_cli.engine.models.vision_language_model import VisionLanguageModel
 from switchkd_cli.engine.paths import FeatureAdapter, Paths
 from switchkd_cli.engine.token_map import TokenMap
@@ -44,13 +46,24 @@ class Pair(NamedTuple):
         """
         set_seed(seed)
         student = load(str(trained)) if trained else self.student.build()
-        teacher, adapter = self.teacher.build() if self.teacher else None, None
+        teacher, adapter = self._build_teacher(), None
         teachers = {name: of.build() for name, of in self.teachers.items()}
         if self.recipe.switch.adapter and self.teacher is not None and not trained:
             unlike = any(fact.verdict == "impossible" for fact in self.teacher.facts(self.student))
             adapter = FeatureAdapter.between(self.student, self.teacher, seed, as_pictures=unlike)
         further: dict[str, Any] = {"adapter": adapter, "teachers": teachers, "known": self.recipe.known_paths}
         return Paths(student, teacher, self.vocabulary.shared, self.tokens(), **further)
+
+    def _build_teacher(self) -> VisionLanguageModel | None:
+        spec = self.recipe.teacher
+        if self.teacher is None or spec is None:
+            return None
+        teacher = self.teacher.build()
+        if spec.bits is not None:
+            pack(teacher.language.layers, spec.bits)
+        if spec.weights == "offloaded":
+            offload(teacher)
+        return teacher
 
     def tokens(self) -> TokenMap | None:
         """Return how the vocabularies of two models are mapped that read their own tokens; None of others."""

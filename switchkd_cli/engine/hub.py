@@ -1,6 +1,8 @@
 """Resolve a checkpoint name to a local folder, downloading it if needed; every failure is a UserError."""
 
 import json
+import logging
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -91,6 +93,12 @@ def configs_only() -> Iterator[None]:
         yield
     finally:
         CONFIGS_ONLY.reset(token)
+
+
+def forbid_kernels() -> None:
+    """Let bitsandbytes, when it is imported, fetch no compiled code from a hub, as it does where `kernels` is installed."""
+    sys.modules.setdefault("kernels", None)  # type: ignore[arg-type]
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # it would say that it couldn't
 
 
 @contextmanager

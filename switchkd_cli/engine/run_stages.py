@@ -23,6 +23,8 @@ from switchkd_cli.engine.evaluation import score_model as evaluation
 from switchkd_cli.engine.evaluation.against_teacher import eyes_or_reader, fidelity
 from switchkd_cli.engine.export import model_card
 from switchkd_cli.engine.hub import as_user_error
+from switchkd_cli.engine.models.low_rank import merge
+from switchkd_cli.engine.models.placement import shard
 from switchkd_cli.engine.paths import FILE as ADAPTER
 from switchkd_cli.engine.paths import Paths
 from switchkd_cli.engine.training.checkpointing import CheckpointWriter, read_state
@@ -67,6 +69,9 @@ def train_stages(
         evaluation.check(run.config.evaluation)
     pair = check_pair(run.config, with_teacher=any(stage.needs_teacher for stage in stages))
     paths = pair.build(run.config.seed)
+    spec = run.config.teacher
+    if paths.teacher is not None and spec is not None and spec.weights == "sharded" and processes.count > 1:
+        shard(paths.teacher)
     # every stage's examples are checked before the first step is taken
     names = dict.fromkeys(name for stage in stages for name in stage.data_sets)
     data = {name: pair.open_data(name, paths.student, folder.root) for name in names}
@@ -287,6 +292,7 @@ def _take_stage(
                     about = {"fields": changed, "allowed": broke}  # a share of rows may break
                     folder.log({"event": CHANGED, "stage": stage.name, "text": text, "about": about})
                     student = run_folder.set_aside(partial, CHANGED)
+            merge(paths.student)
     if processes.first:
         checkpoints.prune(folder, stage.name, keep=0, best=False)
     return student

@@ -48,11 +48,16 @@ def check_named(runs: Iterable[Run]) -> None:
     for run in runs:
         check_metrics(run.config.evaluation)
         needed |= {name: f"trackers: {name}" for name in run.config.trackers}  # each is named like its package
+        if run.config.teacher is not None and run.config.teacher.bits is not None:
+            needed["bitsandbytes"] = "teacher.bits"
         for stage in run.config.stages:
             if stage.optimizer == "adamw_8bit":
                 needed["bitsandbytes"] = f"stages.{stage.name}.optimizer: adamw_8bit"
             if stage.bits is not None:
                 needed["torchao"] = f"stages.{stage.name}.bits: {stage.bits}"
+            if stage.lora is not None:
+                needed["peft"] = f"stages.{stage.name}.lora"
+                needed |= {"bitsandbytes": f"stages.{stage.name}.lora.bits"} if stage.lora.bits else {}
     if missing := [name for name in needed if importlib.util.find_spec(name) is None]:
         problems = [f"{name} is not installed, and the recipe needs it ({needed[name]})" for name in missing]
         raise UserError(problems, hint=f"pip install {' '.join(missing)}", code=MACHINE)

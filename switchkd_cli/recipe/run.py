@@ -134,6 +134,7 @@ NOT_IN_KEYS = {
     *("checkpoints", "check", "trackers", "deepspeed", "launcher"),
 }
 NOT_IN_KEYS_OF_STAGES = {"activation_checkpointing"}
+NOT_IN_KEYS_OF_TEACHER = {"weights"}
 NAMED_PARTS = ("checkpoint", "vision", "language", "tokenizer", "image_processor")
 NAMES = ("recipe", "row", "title", "paper")
 
@@ -180,6 +181,7 @@ class Run:
         """A digest of all that the run's results depend on: a changed checkpoint changes it, a changed title doesn't."""
         config = self.config
         fields = config.model_dump(mode="json", exclude=NOT_IN_KEYS) | {"precision": config.arithmetic}
+        fields["teacher"] = _dump(config.teacher, NOT_IN_KEYS_OF_TEACHER)
         fields["stages"] = [_dump(stage, NOT_IN_KEYS_OF_STAGES) for stage in config.stages]
         return digest(fields, self.inputs)
 
@@ -219,7 +221,7 @@ class Run:
         own = {name: _dump(of) for name, of in {**config.paths, **config.teachers}.items() if name in used}
         models = {field: of for field, of in config.models.items() if field.rpartition(".")[2] in {"student", *used}}
         return digest(
-            [_dump(config.student), _dump(models.get("teacher")), self._models(models)],
+            [_dump(config.student), _dump(models.get("teacher"), NOT_IN_KEYS_OF_TEACHER), self._models(models)],
             [{name: _dump(config.data[name]) for name in data}, self._data(data)],
             [_dump(stage, NOT_IN_KEYS_OF_STAGES) for stage in stages],
             [config.seed, config.arithmetic],
@@ -231,14 +233,16 @@ class Run:
     def teacher_digest(self) -> str:
         """A digest of the teacher alone, and of its arithmetic."""
         config = self.config
-        return digest(_dump(config.teacher), self._models({"teacher": config.teacher}), config.arithmetic)
+        teacher = _dump(config.teacher, NOT_IN_KEYS_OF_TEACHER)
+        return digest(teacher, self._models({"teacher": config.teacher}), config.arithmetic)
 
     @property
     def teacher_key(self) -> str:
         """A digest of all that the teacher's scores and the baselines depend on."""
         config = self.config
         asked = _dump(config.evaluation), *self.fingerprints.evaluation(config.evaluation).values()
-        return digest(_dump(config.teacher), self._models({"teacher": config.teacher}), *asked)
+        teacher = _dump(config.teacher, {"bits", *NOT_IN_KEYS_OF_TEACHER})  # it is scored in full
+        return digest(teacher, self._models({"teacher": config.teacher}), *asked)
 
     def _models(self, models: Mapping[str, Model | None]) -> dict[str, str | None]:
         names = (pair for field, model in models.items() for pair in model_names(field, model))

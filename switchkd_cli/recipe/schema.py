@@ -96,6 +96,16 @@ class Checkpoint(Strict):
     """Read a checkpoint without safetensors from pytorch_model.bin (tensors only)."""
 
 
+class TeacherModel(Checkpoint):
+    """The frozen model that a student learns from, and how its weights are kept in memory."""
+
+    bits: Annotated[Literal[4, 8] | None, _left_out(None)] = None
+    """Keep the linear layers of its language model in 8 or 4 bits (none: as they are); needs bitsandbytes."""
+    weights: Annotated[Literal["whole", "offloaded", "sharded"], _left_out("whole")] = "whole"
+    """Where the layers of its language model are while they don't run: on the device; in the machine's memory
+    (`offloaded`); or in equal parts in all processes (`sharded`). No result depends on it."""
+
+
 def _model_form(value: Any) -> str:
     whole = "checkpoint" in value if isinstance(value, dict) else isinstance(value, Checkpoint)
     return TAG + ("checkpoint" if whole else "parts")
@@ -425,6 +435,27 @@ class Portion(Strict):
         return f"{self.use} x{self.weight:g}"
 
 
+class Lora(Strict):
+    """Adapters of low rank on the linear layers of the student's language model, trained instead of its weights."""
+
+    rank: Count = 16
+    """The rank of each adapter."""
+    alpha: Positive | None = None
+    """The adapters' output is multiplied by `alpha` / `rank` (none: by 2)."""
+    dropout: Beta = 0.0
+    """The share of an adapter's inputs that are dropped."""
+    layers: tuple[Text, ...] = ()
+    """The kinds of layers that get adapters, such as `[q_proj, v_proj]` (none: all linear layers below the head)."""
+    dora: bool = False
+    """Train each weight's length apart from its direction: DoRA (not with ZeRO-3)."""
+    bits: Literal[4, 8] | None = None
+    """Meanwhile keep the linear layers' own weights in 4 bits, as QLoRA does, or in 8 (none: as they are)."""
+
+    @property
+    def scale(self) -> float:
+        return 2.0 * self.rank if self.alpha is None else self.alpha
+
+
 class Mixer(Strict):
     """Rounds of a stage, before each of which a rule decides by what the student still lacks which rows it visits."""
 
@@ -468,6 +499,9 @@ class Stage(Strict):
     """Decide from round to round which rows to visit (none: all of them, in an order that the seed alone decides)."""
     train: Annotated[tuple[Part, ...], Field(min_length=1)]
     """The student's parts that learn, and the switch's `adapter`; the others stay frozen."""
+    lora: Annotated[Lora | None, _left_out(None)] = None
+    """Of the `language` in `train`, only adapters of low rank learn; they are merged when the stage ends (none: all of it
+    learns). Needs peft, with `bits` also bitsandbytes."""
     lr: Positive
     """The highest learning rate, after the warm-up."""
     lr_scale: dict[Part, NotNegative] = {}
@@ -654,7 +688,7 @@ class Recipe(Strict):
     """`fsdp`: torch's FSDP2 shards the student, its gradients and AdamW's state over several processes, without DeepSpeed."""
     student: Model
     """The model that learns: made of parts, or a whole checkpoint."""
-    teacher: Checkpoint | None = None
+    teacher: TeacherModel | None = None
     """The model that it learns from; it stays frozen. A recipe without distillation needs none."""
     teachers: Annotated[dict[Name, Checkpoint], _left_out({})] = {}
     """Further frozen models, each with the fields of `teacher`, by name. A name is also a path through this model alone."""

@@ -53,6 +53,13 @@ def _models(data: Mapping[str, Any]) -> Iterator[Problem]:
         yield from _unknown((*model, "family"), "family", spec.get("family"), registry.FAMILIES)
         if isinstance(spec.get("language"), Mapping) and spec.get("tokenizer") is None:
             yield (*model, "tokenizer"), "missing: a fresh language model needs a tokenizer"
+    first, weights = mapping(data.get("teacher")), at(data, "teacher", "weights")
+    if first.get("bits") is not None and weights in ("offloaded", "sharded"):
+        yield ("teacher", "weights"), f"a teacher of {first['bits']} bits stays whole, got {weights!r}"
+    for i, stage in mappings(data.get("stages")) if weights == "sharded" else ():
+        if (states := stage.get("teacher_states", "batched")) != "batched":
+            told = f"a sharded teacher computes the batches of all processes together, got {states!r}"
+            yield ("stages", i, "teacher_states"), told
     if teachers and data.get("teacher") is None:
         yield ("teachers",), "the recipe has no teacher: name the first one `teacher`"
     known, models = known_paths(data), [*LEARNING, "teacher", *teachers]
@@ -107,6 +114,11 @@ def _stages(data: Mapping[str, Any]) -> Iterator[Problem]:
         yield from _validation(stage, path, before, mapping(data.get("data")))
         figures = _validation_figures(stage, known_paths(data))
         yield from _figure((*path, "validation", "monitor"), at(stage, "validation", "monitor"), figures)
+        lora, trained = stage.get("lora"), listed(stage.get("train"))
+        if lora is not None and "language" not in trained:
+            yield (*path, "lora"), f"trains adapters of the language model: add language to train, got {trained}"
+        if lora is not None and stage.get("bits") is not None:
+            yield (*path, "bits"), f"rounds weights that learn, with lora none of them do: got {stage['bits']}"
         if isinstance(stage.get("schedule", "cosine"), str):
             yield from _registered("schedule", {"schedule": "cosine", **stage}, path, "schedule_parameters")
         yield from _objective(stage, path, data)
@@ -354,6 +366,8 @@ def _deepspeed(data: Mapping[str, Any]) -> Iterator[Problem]:
         if stage.get("optimizer") == "adamw_8bit":
             how = "launcher: fsdp" if fsdp else f"deepspeed.zero: {zero}"
             yield ("stages", i, "optimizer"), f"can't be sharded, got 'adamw_8bit' with {how}"
+        if zero == 3 and mapping(stage.get("lora")).get("dora"):
+            yield ("stages", i, "lora", "dora"), "reads whole weights: needs deepspeed.zero: 2 or less, got True and 3"
 
 
 def _checkpoints(data: Mapping[str, Any]) -> Iterator[Problem]:

@@ -1,7 +1,11 @@
 """The plan's bytes compared with those of real steps: saved tensors, the profiler's peak, the optimiser's state."""
 
+import importlib.util
+from dataclasses import replace
+
 import pytest
 import torch
+from torch import nn
 from torch.optim import AdamW
 
 from scripts.bench.allocated import peak_bytes_on_cpu
@@ -16,13 +20,16 @@ from switchkd_cli.engine.cost.step_memory import (
     precision_of,
     step_memory,
 )
-from switchkd_cli.engine.cost.workload import Computation
+from switchkd_cli.engine.cost.workload import Computation, MicroBatch
 from switchkd_cli.engine.models.llava_parts import LLAVA
+from switchkd_cli.engine.models.low_rank import adapter_sizes, add_adapters
+from switchkd_cli.engine.models.packed import pack
 from switchkd_cli.engine.models.shape import ModelShape
+from switchkd_cli.engine.paths import Paths
 from switchkd_cli.engine.training.chunked import ChunkedObjective
 from switchkd_cli.engine.training.objective import LossInputs, Objective
 from switchkd_cli.planning.estimate import Machine
-from switchkd_cli.recipe.schema import RECOMPUTED, Term
+from switchkd_cli.recipe.schema import RECOMPUTED, Lora, TeacherModel, Term
 from tests.support import tiny
 from tests.support.measured import (
     bytes_kept,
@@ -36,6 +43,7 @@ from tests.support.measured import (
     ways,
 )
 
+HAS_LIBRARIES = all(importlib.util.find_spec(name) for name in ("peft", "bitsandbytes"))
 ACTIVATIONS = 0.05  # relative error stated in docs/plan.md
 STEP = 0.10
 COLUMNS = 8192  # large next to a knee, as a language model's vocabulary is
@@ -103,6 +111,64 @@ def batch_of(paths, kind, folder):
     exchanges = [("What is it? " * 100, "a dog " * 100)]
     rows = [tiny.row("a", tiny.picture(folder, "a.png", 1), *exchanges), tiny.row("b", None, *exchanges)]
     return tiny.batch(paths.student, folder, "chained", rows)
+
+
+@pytest.mark.skipif(not HAS_LIBRARIES, reason="peft or bitsandbytes is not installed")
+@pytest.mark.parametrize("precision", [FP32, AUTOCAST], ids=["fp32", "autocast"])
+@pytest.mark.parametrize("bits", [None, 4])
+def test_adapters_of_low_rank_and_packed_layers_leave_the_bytes_that_are_planned(bits, precision, tmp_path):
+    paths, train = pair(), frozenset({"vision", "projector", "language"})
+    both, skeleton = shapes(paths), LLAVA.skeleton(paths.student.model.config)
+    spec = Lora(rank=2, bits=bits)
+    count, kept = adapter_sizes(skeleton, spec)
+    add_adapters(paths.student, spec, seed=0)
+    assert sum(p.numel() for p in paths.used_parameters("language")) == count
+    batch = tiny.batch(paths.student, tmp_path)
+    keep, wanted = batch.predicting("answer"), frozenset({"student", "switch"})
+    only(paths, train)
+    if bits:
+        pack(paths.teacher.language.layers, bits)
+
+    def forward():
+        with torch.autocast("cpu", torch.bfloat16, enabled=precision.cast):
+            return paths(batch, wanted, keep)
+
+    packed = frozenset({"student", "teacher"} if bits else ())
+    computed = Computation(wanted, train, low_rank=kept, packed=packed)
+    planned = activations(*both, micro_batch(batch), computed, precision)
+    left = bytes_left(forward, paths, paths.teacher)
+    assert planned.saved + planned.cast == pytest.approx(left, rel=ACTIVATIONS)
+
+
+@pytest.mark.parametrize("gpus", [1, 4])
+def test_what_a_teacher_s_weights_and_a_student_s_adapters_take_is_planned(gpus):
+    """A teacher of 7 layers, of which 6 are not on the GPU, or a part of 5; a student whose layers have 4 bits."""
+    paths = Paths(tiny.model(seed=1), tiny.model(24, layers=7, seed=2), 100)
+    models, machine = model_pair(paths), Machine(gpus=gpus, zero=0)
+    computed, batch = Computation(frozenset({"student"}), frozenset({"language"})), MicroBatch(1, 1, 8, 2)
+
+    def held(pair_, who):
+        return step_memory(pair_, batch, computed, FP32, machine, 8.0)[f"{who} weights"]
+
+    linear = [m for m in paths.teacher.language.layers.modules() if isinstance(m, nn.Linear)]
+    matrices, whole = sum(m.weight.numel() for m in linear), sum(p.nbytes for p in paths.teacher.parameters())
+    expected = {
+        "whole": whole,
+        "offloaded": whole - 4 * matrices * 6 / 7,
+        "sharded": whole - 4 * matrices * 5 / 7 * (1 - 1 / gpus),
+    }
+    for weights, size in expected.items():
+        assert held(replace(models, kept=TeacherModel(checkpoint="x", weights=weights)), "teacher") == pytest.approx(
+            size
+        )
+    packed = replace(models, kept=TeacherModel(checkpoint="x", bits=8))
+    assert held(packed, "teacher") == pytest.approx(whole - matrices * (4 - 1 - 4 / 64))
+    count, kept = adapter_sizes(paths.student, Lora(rank=2))
+    ours = sum(m.weight.numel() for m in paths.student.language.layers.modules() if isinstance(m, nn.Linear))
+    adapted = replace(models, low_rank=(count, kept), packed=4)
+    assert adapted.trained(frozenset({"language"})) == count
+    spared = ours * (4 - 1 / 2 - (1 + 4 / 256) / 64)
+    assert held(adapted, "student") == pytest.approx(held(models, "student") + 4 * count - spared)
 
 
 OBJECTIVES = {

@@ -14,6 +14,7 @@ import torch
 from switchkd_cli.distributed.launch_config import exit_process
 from switchkd_cli.engine.build import check_checkpoint
 from switchkd_cli.engine.data.conversation import Conversations
+from switchkd_cli.engine.models.placement import shard
 from switchkd_cli.engine.paths import FeatureAdapter, Paths
 from switchkd_cli.engine.training.checkpointing import read_state, write_state
 from switchkd_cli.engine.training.loop import Loop
@@ -69,6 +70,7 @@ def stage_of(
     validated: bool = False,
     mixed: bool = False,
     answers: dict | None = None,
+    lora: dict | None = None,
 ) -> Stage:
     """Return a stage of `steps` steps over the eight examples."""
     settings = {"name": "distill", "data": "rows", "train": train, "lr": 1e-3, "batch": BATCH}
@@ -76,6 +78,7 @@ def stage_of(
     settings |= {"activation_checkpointing": recomputed, "answers": answers}
     settings |= {"validation": {"data": "others", "every_steps": 1}} if validated else {}
     settings |= {"batch": 4, "mixer": {"by": "divergence", "rounds": 3, "candidates": 2}} if mixed else {}
+    settings |= {"lora": lora} if lora else {}
     return Stage.model_validate(settings | {"objective": objective or [CE, ALIGN, VSD, TOKENS]})
 
 
@@ -100,15 +103,19 @@ def trained(
     adapted: bool = False,
     saved: str | None = None,
     answers: dict | None = None,
+    lora: dict | None = None,
+    sharded: bool = False,
 ) -> tuple[list[dict], dict, Loop]:
     """Train up to step `until`; return the logged steps, the last state, and the loop.
 
     It resumes from the state in `after`. With `spoil`, a term is NaN in the last process.
     """
     paths = untrained(adapted=adapted, saved=saved)
+    if sharded and processes.count > 1:
+        shard(paths.teacher)
     here = folder / f"rows{processes.rank}of{processes.count}"
     here.mkdir(parents=True, exist_ok=True)
-    how = {"recomputed": recomputed, "validated": validated, "mixed": mixed, "answers": answers}
+    how = {"recomputed": recomputed, "validated": validated, "mixed": mixed, "answers": answers, "lora": lora}
     stage = stage_of(train=train, micro=micro, steps=steps, objective=objective, **how)
     lines: list[dict] = []
     data = data_of(paths, here)
@@ -141,6 +148,8 @@ def trained(
     state = loop.state_dict()
     state["pictures"] = processes.gather(images)
     state["error"] = error
+    layers = [p for layer in paths.teacher.language.layers[1:] for p in layer.parameters()]
+    state["teacher"] = sum(getattr(p, "_local_tensor", p).nbytes for p in layers)
     state["mixed"] = [line for line in lines if line.get("event") == "round"]
     state["sight"] = [line for line in lines if line.get("event") == "teacher"]
     loop.trainer.close()

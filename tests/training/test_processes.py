@@ -3,6 +3,7 @@
 All trainings with the same number of processes run in one set of them; each test checks their results.
 """
 
+import importlib.util
 import json
 import subprocess
 import sys
@@ -25,6 +26,18 @@ PROJECTOR_ALONE = {"objective": [CE], "train": ["projector"], "until": 2}
 WARM_UP = {"adapted": True, "objective": [VSD], "train": ["adapter"], "micro": 1}  # most micro-batches have no image
 ADAPTED = {"adapted": True, "objective": [CE, ALIGN, VSD], "train": ["vision", "projector", "language", "adapter"]}
 ADAPTED |= {"micro": 2}
+LORA = {
+    f"lora, {how}": {"micro": 2, "lora": {"rank": 2}} | more
+    for how, more in {
+        "torch": {},
+        "dora, zero 2": {"zero": 2, "lora": {"rank": 2, "dora": True}},
+        "zero 3": {"zero": 3},
+        "4 bits, zero 3": {"zero": 3, "lora": {"rank": 2, "bits": 4}},
+        "4 bits, fsdp": {"launcher": "fsdp", "lora": {"rank": 2, "bits": 4}},
+    }.items()
+}
+if any(importlib.util.find_spec(name) is None for name in ("peft", "bitsandbytes")):
+    LORA = {}
 FAMILY = {"objective": [CE, ALIGN, VSD], "until": 1}
 OWN = {"answers": {"own": 0.5, "max_tokens": 4}, "micro": 1}
 FAMILIES = {
@@ -38,6 +51,9 @@ CASES = {
         "torch, micro 1": {"micro": 1},
         "torch, micro 2": {"micro": 2},
         "torch, micro 4": {"micro": 4},
+        "torch, sharded teacher": {"micro": 2, "sharded": True},
+        "zero 2, sharded teacher": {"micro": 2, "zero": 2, "sharded": True},
+        "validated, sharded teacher": {"micro": 1, "validated": True, "sharded": True},
         "zero 1": {"zero": 1, "micro": 2},
         "zero 2": {"zero": 2, "micro": 2},
         "zero 3": {"zero": 3, "micro": 2},
@@ -76,6 +92,7 @@ CASES = {
         "spoiled, torch": {"spoil": True},
         "spoiled, zero 2": {"spoil": True, "zero": 2},
         "spoiled, zero 3": {"spoil": True, "zero": 3},
+        **LORA,
         **FAMILIES,
     },
     4: {
@@ -186,7 +203,10 @@ def test_every_step_has_the_same_rows_for_any_number_of_processes(count, micro):
         assert sorted(rows) == visited[8 * step : 8 * (step + 1)]
 
 
-@pytest.mark.parametrize("name", ["validated, torch", "validated, zero 2", "validated, zero 3", "validated, fsdp"])
+@pytest.mark.parametrize(
+    "name",
+    ["validated, torch", "validated, zero 2", "validated, zero 3", "validated, fsdp", "validated, sharded teacher"],
+)
 def test_a_validation_has_the_figures_of_one_process_and_changes_no_step(name, two, alone, tmp_path):
     lines, _, _ = together.trained(tmp_path, validated=True)
     for line, expected, without in zip(two[name][0], lines, alone[0], strict=True):
@@ -287,6 +307,25 @@ def test_an_adapter_learns_what_it_learns_in_one_process(name, two, tmp_path):
     assert any("switch_adapter" in parameter for parameter in state["model"])
     assert [line["loss/vsd"] for line in lines] == pytest.approx([line["loss/vsd"] for line in expected], rel=1e-4)
     close(together.gradients(state), together.gradients(alone), rtol=1e-3, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("name", "whole"), [("torch, sharded teacher", "torch, micro 2"), ("zero 2, sharded teacher", "zero 2")]
+)
+def test_a_sharded_teacher_changes_no_bit_and_takes_half_the_bytes(name, whole, two):
+    (lines, state), (expected, other) = two[name], two[whole]
+    assert [line["loss"] for line in lines] == [line["loss"] for line in expected]
+    close(state["model"], other["model"], rtol=0, atol=0)
+    assert 2 * state["teacher"] == other["teacher"]
+
+
+@pytest.mark.skipif(not LORA, reason="peft or bitsandbytes is not installed")
+@pytest.mark.parametrize("name", LORA)
+def test_adapters_of_low_rank_learn_what_they_learn_in_one_process(name, two, tmp_path):
+    lines, state = two[name]
+    expected, alone, _ = together.trained(tmp_path, lora=CASES[2][name]["lora"])
+    assert [line["loss"] for line in lines] == pytest.approx([line["loss"] for line in expected], rel=2e-5)
+    close(state["model"], alone["model"], rtol=1e-4, atol=2e-5)
 
 
 @pytest.mark.parametrize("name", ["bf16, zero 1", "bf16, zero 2", "bf16, zero 3"])

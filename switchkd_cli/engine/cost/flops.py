@@ -1,7 +1,7 @@
 """Floating-point operations of one training step, path by path.
 
 A multiplication and its addition count as two. Counted are matrix products, the patch convolution and attention (every
-query with every key, as no kernel counts the causal half); norms, activations, losses and sorts are left out. With W
+query with every key, as no kernel counts the causal half); norms, activations, losses, sorts and adapters of low rank are left out. With W
 the entries of a layer's matrices, T positions and width d, a layer's forward pass takes 2 T W + 4 T^2 d. Its backward
 pass takes 2 T W for the gradient of its input, 2 T W for that of its weights if they are trained, and 8 T^2 d.
 
@@ -40,7 +40,10 @@ def step(student: ModelShape, teacher: ModelShape | None, batch: MicroBatch, com
         operations += inputs * (not own) * passes * 2 * batch.images * student.features * computed.adapter
     for path in paths:
         own = path.language == "student"
-        how = {"gradient": "student" in path.models, "weights": own and "language" in train}
+        how = {
+            "gradient": "student" in path.models,
+            "weights": own and "language" in train and computed.low_rank is None,
+        }
         again = ("student" if own else "switch") in recomputed
         operations += _language(shapes[path.language].language, batch.read_by(path.language), **how, recomputed=again)
     return round(operations)

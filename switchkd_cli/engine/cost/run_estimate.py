@@ -20,6 +20,7 @@ from switchkd_cli.engine.cost.training_time import EXCHANGES, HOUR, StepWork, be
 from switchkd_cli.engine.cost.workload import Computation, ModelPair, padded_share
 from switchkd_cli.engine.data.look import EvaluationSet, looks
 from switchkd_cli.engine.evaluation.score_model import evaluation_sets
+from switchkd_cli.engine.models.low_rank import adapter_sizes
 from switchkd_cli.engine.training.data_loader import count_steps
 from switchkd_cli.engine.training.rounds import scored_rows
 from switchkd_cli.engine.training.training_warnings import check_images
@@ -70,7 +71,9 @@ def estimate_run(
         if teacher is not None:  # it stays in memory in every stage, as it is built before the first
             frozen = sum(model.shape.parameters for model in known.values()) - student.shape.parameters
             further = {name: known[name].shape for name in config.further_teachers}
-            pair = replace(pair, teacher=teacher.shape, teacher_parameters=frozen, teachers=further)
+            pair = replace(
+                pair, teacher=teacher.shape, teacher_parameters=frozen, teachers=further, kept=config.teacher
+            )
             if config.switch.adapter is not None:
                 widths = student.shape.vision.width, teacher.shape.vision.width
                 pair = replace(pair, adapter=(*widths, teacher.family.seam.levels(teacher.config)))
@@ -97,7 +100,11 @@ def estimate_run(
     check_images(config.stages, {name: sample.has_images for name, sample in samples.items()})
     for i, stage in enumerate(config.stages):
         sample = DataSample.of_stage(stage, samples)
-        estimate.stages.append(estimate_stage(run, i, pair, sample, machine, root))
+        of_stage = pair
+        if stage.lora is not None and pair is not None and isinstance(student, KnownModel):
+            sizes = adapter_sizes(student.family.skeleton(student.config), stage.lora)
+            of_stage = replace(pair, low_rank=sizes, packed=stage.lora.bits)
+        estimate.stages.append(estimate_stage(run, i, of_stage, sample, machine, root))
     estimate.notes += [f"{name}: {note}" for name, sample in samples.items() for note in sample.notes]
     estimate.notes += _assumptions(run, models.values(), samples, machine)
     estimate.notes += [f"{run.row}: {note}" for stage in estimate.stages for note in stage.notes]
@@ -180,9 +187,15 @@ def _estimate_work(
     """
     gpus, steps, state = estimate.gpus, estimate.steps, STATE * models.trained(frozenset(stage.train))
     recomputed = frozenset(stage.activation_checkpointing)
+    packed = {"student"} if models.packed else set()
+    if models.kept is not None and models.kept.bits is not None:
+        packed.add("teacher")
+    if models.kept is not None and models.kept.weights == "offloaded":
+        recomputed |= {"switch"}
     if "before" in stage.models:
         models = replace(models, teacher_parameters=models.teacher_parameters + models.student.parameters)
     further: dict[str, Any] = {"rounded": stage.bits is not None, "known": stage.readings, "teachers": models.teachers}
+    further |= {"low_rank": models.low_rank and models.low_rank[1], "packed": frozenset(packed)}
     computed = Computation(
         frozenset(stage.readings), frozenset(stage.train), recomputed, prod(models.adapter), **further
     )

@@ -27,16 +27,21 @@ residual stream and c in a matrix product:
 Where weights are rounded in each pass (`bits`), each leaves 4 bytes where nothing is cast, and 4 and a share of two scales
 where it is trained.
 
+Adapters of low rank leave the inputs of the matrices as if these were trained, and their own; of a matrix in few bits nothing is
+cast.
+
 A frozen part through which no gradient goes leaves nothing. A layer under activation checkpointing leaves its input,
 r d; in addition its part leaves, once, the mask (T, or r T where turns are independent). Once for all layers of L there are
 the rotary angles (2 r h, h the width of a head). In the backward pass one such layer at a time holds all of its bytes.
 """
 
 from dataclasses import dataclass
+from typing import Any
 
 from switchkd_cli.engine.cost.workload import Computation, MicroBatch, ModelPair
 from switchkd_cli.engine.lm_head import positions
 from switchkd_cli.engine.models.low_bits import GROUP
+from switchkd_cli.engine.models.packed import BYTES
 from switchkd_cli.engine.models.shape import LanguageShape, ModelShape, ProjectorShape, VisionShape
 from switchkd_cli.planning.estimate import Machine
 
@@ -118,7 +123,26 @@ def step_memory(
     update = MASTER * trained / machine.gpus if machine.zero and machine.offload == "none" else 0.0
     sizes = models.student.parameters + models.adapter_parameters, trained, models.teacher_parameters
     held = persistent_memory(*sizes, precision, machine)
+    held["student weights"] += MASTER * models.low_rank[0] if models.low_rank else 0
+    for who, spared in _spared(models, precision, machine).items():
+        held[f"{who} weights"] -= spared
     return held | moving | {"optimiser's step": max(0.0, update - sum(moving.values()))}
+
+
+def _spared(models: ModelPair, precision: Precision, machine: Machine) -> dict[str, float]:
+    """Bytes of the layers of L that are packed, or whose place is not always this GPU."""
+    spared, ours, kept = {}, models.student.language, models.kept
+    if models.packed is not None:
+        sharded = machine.gpus if machine.sharding == 3 else 1
+        spared["student"] = ours.layers * ours.weights * (precision.weight / sharded - BYTES[models.packed])
+    if models.teacher is not None and kept is not None:
+        theirs = models.teacher.language
+        if kept.bits is not None:
+            spared["teacher"] = theirs.layers * theirs.weights * (precision.weight - BYTES[kept.bits])
+        # the layer that runs is whole, and of a sharded teacher the first
+        shares = {"whole": 0.0, "offloaded": theirs.layers - 1, "sharded": (theirs.layers - 2) * (1 - 1 / machine.gpus)}
+        spared.setdefault("teacher", max(0.0, shares[kept.weights]) * theirs.weights * precision.weight)
+    return spared
 
 
 def _chunk_gradients(models: ModelPair, batch: MicroBatch, computed: Computation, precision: Precision) -> float:
@@ -126,7 +150,7 @@ def _chunk_gradients(models: ModelPair, batch: MicroBatch, computed: Computation
     shapes = computed.shapes(models.student, models.teacher)
     read = [p.language for p in computed.readings(models.student, models.teacher) if "student" in p.models]
     width = sum(shapes[model].language.width for model in read)
-    trained = read.count("student") if "language" in computed.train else 0
+    trained = read.count("student") if "language" in computed.train and computed.low_rank is None else 0
     head = models.student.language.vocabulary * models.student.language.width
     return precision.residual * batch.positions * width + precision.weight * trained * head
 
@@ -152,14 +176,16 @@ def activations(
     total = Activations()
     train, recomputed = computed.train, computed.recomputed
     if "vision" in train:
-        how = {"recomputed": "vision" in recomputed, "rounded": computed.rounded}
+        how: dict[str, Any] = {"recomputed": "vision" in recomputed, "rounded": computed.rounded}
         _add_vision(total, student.vision, batch, precision, **how)
     shapes, paths = computed.shapes(student, teacher), computed.readings(student, teacher)
     for path in (path for path in paths if "student" in path.models):
         own, read = path.language == "student", batch.read_by(path.language)
         trained = own and "language" in train
         how = {"recomputed": ("student" if own else "switch") in recomputed, "rounded": own and computed.rounded}
+        how |= {"low_rank": computed.low_rank if own else None, "packed": path.language in computed.packed}
         _add_language(total, shapes[path.language].language, read, precision, trained, **how)
+        trained = trained and computed.low_rank is None
         total.saved += trained * batch.positions * student.language.width * precision.compute  # the head's input
     for vision, projector, _ in {(path.vision, path.projector, path.images) for path in paths}:
         own, sees = projector == "student", vision == "student"
@@ -205,10 +231,12 @@ def _add_language(
     *,
     recomputed: bool,
     rounded: bool = False,
+    low_rank: int | None = None,
+    packed: bool = False,
 ) -> None:
     """L, through which a gradient goes to its input, and its head's weights."""
     positions, layer_input = batch.examples * batch.length, p.residual * lm.width
-    norm = 4 * lm.width + 4 + trained * layer_input
+    norm = 4 * lm.width + 4 + (trained and low_rank is None) * layer_input
     matrices = trained * lm.width * (5 * p.compute if p.cast else 2 * p.residual)
     keys = lm.queries if batch.masked else lm.keys
     attention = p.compute * (2 * lm.queries + 2 * keys) + 4 * lm.heads
@@ -219,6 +247,7 @@ def _add_language(
         of_keys = trained * lm.width * (2 * p.compute if p.cast else p.residual)
         last = lm.norms * norm + of_keys + attention + batch.positions / positions * (mlp + trained * inputs)
     mask = batch.masked * p.compute * batch.length
+    total.saved += positions * p.compute * (low_rank or 0)
     angles = 2 * p.residual * lm.queries / lm.heads
     rounding = rounded * _rounding(lm.weights, p, trained)
     if recomputed:
@@ -229,7 +258,7 @@ def _add_language(
     else:
         masks = mask * (1 if batch.independent and not p.cast else lm.layers)
         total.saved += positions * ((lm.layers - 1) * layer + last + angles + masks + norm) + lm.layers * rounding
-    layers = lm.layers if trained or not recomputed else 0
+    layers = lm.layers if (trained or not recomputed) and not packed else 0
     total.cast += p.cast * p.compute * (layers * lm.weights + lm.width * lm.vocabulary)
 
 

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from switchkd_cli.engine.models.shape import ModelShape
-from switchkd_cli.recipe.schema import BUILT_IN, LEARNING, PathSpec
+from switchkd_cli.recipe.schema import BUILT_IN, LEARNING, PathSpec, TeacherModel
 
 
 @dataclass(frozen=True)
@@ -40,6 +40,8 @@ class Computation:
 
     `recomputed`: whose layers are under activation checkpointing (V_S: vision, L_S: student, L_T: switch). `adapter`: weights of
     the matrices of the switch's adapter, without those of its biases. `rounded`: V_S and L_S compute with rounded weights.
+    `low_rank`: numbers that adapters on L_S, which learn instead of it, keep of a position; None: there are none. `packed`: L_S (student) or
+    L_T (teacher) whose weights are kept in few bits.
     `known`: paths by name. `teachers`: further ones.
     """
 
@@ -48,6 +50,8 @@ class Computation:
     recomputed: frozenset[str] = frozenset()
     adapter: int = 0
     rounded: bool = False
+    low_rank: int | None = None
+    packed: frozenset[str] = frozenset()
     known: Mapping[str, PathSpec] = field(default_factory=lambda: BUILT_IN)
     teachers: Mapping[str, ModelShape] = field(default_factory=dict)
 
@@ -81,6 +85,12 @@ class ModelPair:
     """Widths of the features that the switch's adapter reads and gives, and their number of levels."""
     teachers: Mapping[str, ModelShape] = field(default_factory=dict)
     """Further ones, by name."""
+    kept: TeacherModel | None = None
+    """How the teacher's weights are kept."""
+    low_rank: tuple[int, int] | None = None
+    """See `low_rank.adapter_sizes`; None: L_S has no adapters."""
+    packed: int | None = None
+    """The bits in which L_S's layers are kept; None: they are not packed."""
 
     @property
     def adapter_parameters(self) -> int:
@@ -89,4 +99,7 @@ class ModelPair:
 
     def trained(self, parts: frozenset[str]) -> int:
         """How many parameters a stage trains that trains these parts, the switch's adapter among them."""
-        return self.student.trained(parts) + ("adapter" in parts) * self.adapter_parameters
+        of_student = self.student.trained(parts)
+        if self.low_rank is not None and "language" in parts:
+            of_student += self.low_rank[0] - self.student.trainable["language"]
+        return of_student + ("adapter" in parts) * self.adapter_parameters

@@ -15,6 +15,7 @@ from transformers import GenerationConfig, LlavaConfig, LlavaForConditionalGener
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 from switchkd_cli.engine.models.checkpoint_files import FIELDS, renamed
+from switchkd_cli.engine.models.low_rank import FOLDER, merged, save_adapters
 from switchkd_cli.engine.models.seams import replaced
 from switchkd_cli.engine.models.tokenizers import to_be_saved
 from switchkd_cli.errors import UTF8
@@ -38,13 +39,15 @@ def save(
 ) -> list[str]:
     """Write config, safetensors, processor and generation config into `folder`. Returns notes of what was left out.
 
-    `template`, `end`: see `to_be_saved`. Without `weights` it writes only one of the tensors.
+    `template`, `end`: see `to_be_saved`. Without `weights` it writes only one of the tensors. Adapters are merged into the
+    weights, and written on their own, too.
     """
     folder.mkdir(parents=True, exist_ok=True)
     processor = to_be_saved(model.inputs.processor, template, end)
     generation, unused = _generation_config(model.model.generation_config, processor, trained=end is not None)
-    with replaced(model.model, {"generation_config": generation}):
+    with merged(model), replaced(model.model, {"generation_config": generation}):
         _save_model(model.model, folder, weights=weights)
+    save_adapters(model, folder / FOLDER)
     processor.save_pretrained(folder)
     processor.image_processor.save_pretrained(folder)  # again in its own file: older releases read only this
     edit_json(folder / "config.json", lambda fields: _portable_config(fields, model.model, processor))

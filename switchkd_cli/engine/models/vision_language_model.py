@@ -14,7 +14,9 @@ from switchkd_cli.engine.inputs import InputProcessor, PreparedImage
 from switchkd_cli.engine.lm_head import capped
 from switchkd_cli.engine.models.checkpoint_files import FIELDS
 from switchkd_cli.engine.models.layer_forwards import only_at, recompute_layers
+from switchkd_cli.engine.models.low_rank import MARK
 from switchkd_cli.engine.models.model_folder import save
+from switchkd_cli.engine.models.placement import Offloaded
 from switchkd_cli.engine.models.seams import GRID, Seam, output_of, replaced
 from switchkd_cli.engine.models.shape import vision_width
 
@@ -62,6 +64,11 @@ class VisionLanguageModel(nn.Module):
         return self.core.get_submodule(self.seam.language)
 
     @property
+    def sharded(self) -> bool:
+        """Whether the processes have L's layers in parts, and run them together; the first one may be whole."""
+        return isinstance(self.language.layers[-1], FSDPModule)
+
+    @property
     def parts(self) -> dict[str, tuple[nn.Module, ...]]:
         """The modules of `vision`, `projector` and `language`, the names that a recipe's `train` accepts."""
         return {
@@ -74,10 +81,12 @@ class VisionLanguageModel(nn.Module):
         """Return the part's parameters that a forward pass uses, by name: training the part trains these.
 
         Where the projector reads one of the tower's layers, what follows it (later layers, the last norm, a pooling head) is
-        never trained.
+        never trained. Of a language part with adapters, these alone are trained.
         """
         unique = {id(p): (n, p) for module in self.parts[part] for n, p in module.named_parameters()}
         named = dict(unique.values())  # a tied head is counted once
+        if part == "language" and (adapters := {name: p for name, p in named.items() if MARK in name}):
+            return adapters
         count = self.seam.read_layers(self.model.config)
         if part != "vision" or count is None:
             return named
@@ -132,7 +141,8 @@ class VisionLanguageModel(nn.Module):
     def hidden_states(self, batch: Batch, tokens: PerImage, keep: Tensor) -> Tensor:
         """L without its head: text and visual tokens -> hidden states [N, D] at the N positions of `keep` [B, T]."""
         layers = self.language.layers
-        with only_at(keep, layers[-1]), recompute_layers(layers if "language" in self.recomputed_parts else ()):
+        recomputed = "language" in self.recomputed_parts or isinstance(layers[0], Offloaded)
+        with only_at(keep, layers[-1]), recompute_layers(layers if recomputed else ()):
             hidden = self._read(batch, tokens).last_hidden_state[keep]
         return hidden if batch.images else _with_graph_of(tokens, hidden)
 
@@ -144,8 +154,7 @@ class VisionLanguageModel(nn.Module):
         """L without its head: return transformers' output for a batch."""
         embeddings = self.model.get_input_embeddings()
         # sharded: the backward pass must go through the same layers in every process, else the others would wait
-        sharded = hasattr(embeddings.weight, "ds_id") or isinstance(self.language.layers[0], FSDPModule)
-        through = sharded and not batch.images
+        through = not batch.images and (self.sharded or hasattr(embeddings.weight, "ds_id"))
         with embeddings.register_forward_hook(lambda *of: _with_graph_of(tokens, of[-1])) if through else nullcontext():
             return self.core(
                 input_ids=batch.input_ids,

@@ -10,8 +10,8 @@ from itertools import cycle, islice
 from typing import Any
 
 import torch
+from accelerate.utils import set_seed
 from torch import Tensor
-from transformers import set_seed
 
 from switchkd_cli.distributed import stopping
 from switchkd_cli.distributed.stopping import Stopped

@@ -17,6 +17,7 @@ from torch.optim.lr_scheduler import LambdaLR
 
 from switchkd_cli import registry
 from switchkd_cli.engine.batch import PerImage
+from switchkd_cli.engine.hub import forbid_kernels
 from switchkd_cli.engine.lm_head import Heads
 from switchkd_cli.engine.models.vision_language_model import VisionLanguageModel
 from switchkd_cli.engine.paths import Paths
@@ -130,6 +131,7 @@ def make_optimizer(groups: list[dict[str, Any]], stage: Stage) -> Optimizer:
     given = {name: getattr(stage, name) for name in ("lr", "weight_decay", "betas", "eps")}
     settings: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
     if stage.optimizer == "adamw_8bit":
+        forbid_kernels()
         from bitsandbytes.optim import AdamW8bit
 
         return AdamW8bit(groups, **settings)

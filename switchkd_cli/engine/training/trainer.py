@@ -12,6 +12,7 @@ from torch import nn
 
 from switchkd_cli.engine.batch import Batch
 from switchkd_cli.engine.models.low_bits import rounded
+from switchkd_cli.engine.models.low_rank import add_adapters
 from switchkd_cli.engine.paths import Paths
 from switchkd_cli.engine.teacher_states import TeacherStates
 from switchkd_cli.engine.training.chunked import ChunkedObjective, compare_with_dense
@@ -61,6 +62,8 @@ class Trainer:
         self.seed, self.micro_batch = seed, micro_batch_size(stage, processes.count)
         self.objective = Objective(stage.objective, paths.tokens, stage.means)
         self.states = TermStates(stage, processes.device)
+        if stage.lora is not None:
+            add_adapters(paths.student, stage.lora, seed)
         paths.requires_grad_(False)
         if "before" in stage.models:
             paths.remember_student()
@@ -192,8 +195,10 @@ class Trainer:
     def _gradient_norms(self, inputs: LossInputs) -> dict[str, float]:
         """Return the norm of each term's gradient in a micro-batch, and the share of it that reaches V_S past an adapter.
 
-        Nothing for a single term without an adapter.
+        Nothing for a single term without an adapter, nor through a sharded teacher, as processes may have unlike terms.
         """
+        if self.paths.teacher is not None and self.paths.teacher.sharded:
+            return {}
         if (
             sum(bool(term.weight) for term in self.stage.objective) < 2
             and not {"vision", "adapter"} <= self.parts.keys()
@@ -237,7 +242,7 @@ class Trainer:
             self.states.load_state_dict(state["terms"])
 
     def close(self) -> None:
-        """Leave the trained weights in `paths`."""
+        """Leave the trained weights in `paths`, adapters not merged yet."""
         self.replica.collect()
         self.replica.close()
         self.paths.frozen.pop("before", None)

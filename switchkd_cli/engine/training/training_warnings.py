@@ -149,7 +149,9 @@ def look(trainer: Trainer, group: Sequence[Batch]) -> tuple[dict[str, float], st
     device, bf16 = trainer.replica.device, trainer.precision == "bf16"
     sums = torch.zeros(5, dtype=torch.float64)
     seen: dict[str, ImageInput] = {}
-    for batch in (each.reading("teacher").to(device) for each in group if each.images):
+    pictured = trainer.processes.gather(any(each.images for each in group))
+    together = any(pictured) and len(pictured) > 1  # a sharded teacher's passes are those of all processes
+    for batch in (each.reading("teacher").to(device) for each in group if each.images or together):
         keep = batch.predicting("answer") & batch.has_image[:, None]
         other, exchanged = batch.with_other_images(seen)
         with torch.autocast(device.type, torch.bfloat16, enabled=bf16):
