@@ -11,8 +11,22 @@ from pathlib import Path
 
 from switchkd_cli import cli
 from switchkd_cli.engine import run_stages  # noqa: F401 (what every child would import)
+from switchkd_cli.engine.training.optimizer import check_schedules
+from switchkd_cli.recipe.schema import Stage
 from switchkd_cli.runs import provenance
 
+ANY = {
+    "name": "any",
+    "data": "rows",
+    "train": ["language"],
+    "lr": 1.0,
+    "batch": 1,
+    "steps": 1,
+    "objective": [{"loss": "cross_entropy"}],
+}
+check_schedules(
+    [Stage.model_validate(ANY)]
+)  # imports transformers' schedules, and with them peft: seconds in each child
 FORK = multiprocessing.get_context("fork")
 PATIENCE = 900  # seconds until something is taken to hang
 
