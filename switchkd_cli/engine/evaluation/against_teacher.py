@@ -44,9 +44,9 @@ def fidelity(paths: Paths, data: Examples, *, precision: str) -> dict[str, Any]:
         agreed += (logits["student"].argmax(-1) == logits["teacher"].argmax(-1)).sum().item()
         divergence += forward_kl(logits["teacher"], logits["student"]).sum().item()
         positions += len(logits["student"])
-        targets = batch.targets[batch.read_by("student", keep)[1]]
         for path, of_path in right.items():
-            of_path.append(logits[path].argmax(-1) == targets)
+            read, own = batch.read_by(path, keep)
+            of_path.append(logits[path].argmax(-1) == read.targets[own])
     consistency = error_consistency(*(torch.cat(of_path) for of_path in right.values()))
     means = {"agreement": agreed / positions, "kl": divergence / positions, "error_consistency": consistency}
     return {**means, "positions": positions}
