@@ -22,7 +22,7 @@ from switchkd_cli.engine.models.vision_language_model import VisionLanguageModel
 from switchkd_cli.engine.paths import FeatureAdapter, Paths
 from switchkd_cli.engine.token_map import TokenMap
 from switchkd_cli.errors import UserError
-from switchkd_cli.recipe.schema import LEARNING, Checkpoint, DataSet, Model, Recipe
+from switchkd_cli.recipe.schema import BUILT_IN, LEARNING, Checkpoint, DataSet, Model, Recipe
 from switchkd_cli.report.grouping import grouped
 
 OF_COMMON_TOKENS = ("student_ce", "kl/student", "agreement/student", "validation/agreement")
@@ -76,8 +76,10 @@ class Pair(NamedTuple):
     def open_data(self, name: str, student: VisionLanguageModel, cache: Path) -> Conversations:
         """Open a data set of the recipe for its student, and for its teacher where that reads its own tokens."""
         data = open_data(self.recipe.data[name], student.inputs, cache)
-        stages = (stage for stage in self.recipe.stages if name in stage.data_sets)
+        stages = [stage for stage in self.recipe.stages if name in stage.data_sets]
         read = [path for stage in stages for path in stage.readings.values()]
+        # whatever terms read of it: mixers, validations and the look at its images ask it plainly
+        read += [BUILT_IN["teacher"] for stage in stages if stage.needs_teacher]
         models = {**dict.fromkeys(LEARNING, self.student), "teacher": self.teacher, **self.teachers}
         groups = grouped(((path.language, path.prompt), of) for of, path in self.recipe.known_paths.items())
         for (model, prompt), readers in groups.items():

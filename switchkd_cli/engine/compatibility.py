@@ -139,9 +139,11 @@ def check_paths(stages: Iterable[Stage], models: Mapping[str, Blueprint]) -> Non
     paths = {name: path for stage in stages for name, path in stage.readings.items()}
     for name, path in paths.items():
         sees, projects, reads = (models.get(of, student) for of in (path.vision, path.projector, path.language))
-        if sees is not projects and not (path.is_switch and path.projector == "teacher"):
-            facts = (fact for fact in projects.facts(sees) if fact.verdict != "yes" and fact.name != TOKEN_COUNT)
-            values = (f"{fact.name}: {fact.student}, and {fact.teacher}" for fact in facts)
+        if sees is not projects and name != "switch":
+            facts = (fact for fact in projects.facts(sees, [name]) if fact.verdict != "yes")
+            # of the student's tower and the teacher's projector `compare` has seen the rest
+            unlike = [f for f in facts if f.name == "feature layer" or not (path.is_switch or f.name == TOKEN_COUNT)]
+            values = (f"{fact.name}: {fact.student}, and {fact.teacher}" for fact in unlike)
             told = f"the {path.projector}'s projector can't read the {path.vision}'s features"
             problems += [f"paths.{name}: {told}: {value}" for value in values]
         both = zip(_tokens(projects).items(), _tokens(reads).values(), strict=True) if projects is not reads else ()

@@ -217,7 +217,7 @@ class Run:
         data = sorted({name for stage in stages for name in stage.data_sets})
         read = {name: path for stage in stages for name, path in stage.readings.items()}
         adapted = config.switch.adapter is not None and any(path.is_switch for path in read.values())
-        used = set(read).union(*(path.models for path in read.values()), *(stage.means for stage in stages))
+        used = set(read).union(*(stage.models for stage in stages), *(stage.means for stage in stages))
         own = {name: _dump(of) for name, of in {**config.paths, **config.teachers}.items() if name in used}
         models = {field: of for field, of in config.models.items() if field.rpartition(".")[2] in {"student", *used}}
         return digest(

@@ -243,8 +243,8 @@ class PathSpec(Strict):
 
     @property
     def is_switch(self) -> bool:
-        """Whether a teacher's projector reads the features of a student's tower, through the switch's adapter if there is one."""
-        return self.vision in LEARNING and self.projector not in LEARNING
+        """Whether the teacher's projector reads the features of a student's tower, through the switch's adapter if there is one."""
+        return self.vision in LEARNING and self.projector == "teacher"
 
     @property
     def trains(self) -> set[str]:
@@ -691,7 +691,7 @@ class Recipe(Strict):
     teacher: TeacherModel | None = None
     """The model that it learns from; it stays frozen. A recipe without distillation needs none."""
     teachers: Annotated[dict[Name, Checkpoint], _left_out({})] = {}
-    """Further frozen models, each with the fields of `teacher`, by name. A name is also a path through this model alone."""
+    """Further frozen models, each a `checkpoint` as `teacher` names one, by name. A name is also a path through this model alone."""
     paths: Annotated[dict[Name, PathSpec], _left_out({})] = {}
     """Further paths for terms to compare, by name, next to student, teacher, switch, reverse, before, blind and blind_student;
     docs/methods.md."""

@@ -184,7 +184,8 @@ def _validation_figures(stage: Mapping[str, Any], known: Paths) -> list[str]:
     """Return the names of the figures of a stage's validation."""
     terms = [term for _, term in mappings(stage.get("objective"))]
     taught = any(_needs_teacher(side, known) for term in terms for side in _compared(term))
-    names = ["loss", "exact_match", *["agreement"] * taught, *(f"loss/{item_name(term)}" for term in terms)]
+    of_data = [term for term in terms if term.get("answers") != "own"]  # it asks for no own answers
+    names = ["loss", "exact_match", *["agreement"] * taught, *(f"loss/{item_name(term)}" for term in of_data)]
     return [VALIDATION + name for name in names]
 
 
@@ -199,6 +200,14 @@ def _figure(path: Location, name: Any, known: Sequence[str]) -> Iterator[Problem
 def _compared(term: Mapping[str, Any]) -> tuple[str, str]:
     """Return what a term compares: its `of` and `to`."""
     return str(term.get("of", "student")), str(term.get("to", "labels"))
+
+
+def _readings(term: Mapping[str, Any], known: Paths) -> list[PathSpec]:
+    """Return the paths through models that a term reads: those that it compares, and those that its loss or score names."""
+    loss, score = _signature("loss", term), _score(term)
+    own = {*loss.sides} - {"student", "teacher"} if loss else set()  # those are its `of` and `to`
+    sides = {*_compared(term), *own, *(score.sides if score else ())}
+    return [path for side in sorted(sides) for path in through(side, known).values()]
 
 
 def _needs_teacher(side: str, known: Paths) -> bool:
@@ -217,7 +226,10 @@ def _objective(stage: Mapping[str, Any], path: Location, data: Mapping[str, Any]
         if train and part in PARTS and part not in train:
             yield place, f"the stage does not train it, got {part!r} (trained: {', '.join(train)})"
     reached, known = set[str](), known_paths(data)
-    yield from _answers(stage, path, terms)
+    yield from _answers(stage, path, terms, known)
+    read = [of for _, term in terms for of in _readings(term, known)]
+    if any(of.images == "mixed" for of in read) and 1 in (stage.get("batch"), stage.get("micro_batch")):
+        yield (*path, "micro_batch"), "an image is mixed with another one of its micro-batch, got 1"
     for place, term in terms:
         yield from _loss(term, place, known)
         yield from _sides(term, place, train, data)
@@ -230,7 +242,7 @@ def _objective(stage: Mapping[str, Any], path: Location, data: Mapping[str, Any]
 
 
 def _answers(
-    stage: Mapping[str, Any], path: Location, terms: Sequence[tuple[Location, Mapping[str, Any]]]
+    stage: Mapping[str, Any], path: Location, terms: Sequence[tuple[Location, Mapping[str, Any]]], known: Paths
 ) -> Iterator[Problem]:
     """Yield what doesn't fit a stage's own answers: other settings, and terms that have nothing to compare, or no right answer."""
     own = mapping(stage.get("answers")).get("own", 0)
@@ -244,8 +256,20 @@ def _answers(
             yield (*place, "answers"), "the stage gives no own answers (`answers: {own: 0.5}`), got 'own'"
         elif own == 1 and answers in ("given", None) and (to_labels or answers) and term.get("weight") != 0:
             yield (*path, "answers", "own"), f"leaves {item_name(term)} no given answer, got {own}"
+        elif answers == "own" and term.get("on") in ("chosen", "rejected", "pair"):
+            yield (*place, "answers"), f"no own answer is preferred: {term['on']} ones are given, got 'own'"
+        elif own and answers is None and not to_labels and _reads_right_answers(term, known):
+            told = "it reads which tokens are right, and those of own answers all are: `given`, `own` or `both`"
+            yield (*place, "answers"), f"missing: {told}"
         if own and term.get("alignment") == "bytes":
             yield (*place, "alignment"), "own answers are compared at equal positions, got 'bytes'"
+
+
+def _reads_right_answers(term: Mapping[str, Any], known: Paths) -> bool:
+    """Whether a term that isn't to the labels reads them: in its loss, its score, or a mean by the loss on them."""
+    read = [of for of in (_signature("loss", term), _score(term)) if of and not of.of_preferences]
+    mean = known.get(_compared(term)[1])
+    return any("targets" in of.positional for of in read) or (mean is not None and mean.by == "loss")
 
 
 def _reach(term: Mapping[str, Any], known: Paths = BUILT_IN) -> set[str]:
@@ -286,18 +310,26 @@ def _loss(term: Mapping[str, Any], path: Location, known: Paths) -> Iterator[Pro
         yield (*path, "on"), f"{loss} compares whole images, no positions: leave it out, got {term['on']!r}"
 
 
+def _score(term: Mapping[str, Any]) -> registry.Signature | None:
+    """Return the signature of the score of a term's focus; None where there is none, or it is unknown."""
+    return _signature("focus", {"focus": mapping(term.get("focus")).get("by")})
+
+
 def _focus(term: Mapping[str, Any], path: Location, data: Mapping[str, Any]) -> Iterator[Problem]:
     """Yield what is wrong with the focus of a term: its score, and what its loss and its score read."""
     focus, loss = mapping(term.get("focus")), _signature("loss", term)
     score = {"focus": focus.get("by"), **focus}
     yield from _registered("focus", score, path, field="by")
     if loss is not None and focus:
-        others = ["pairs"] if loss.of_preferences else [kind for _, kind in loss.reads if kind != "logits"]
+        others = [kind for _, kind in loss.reads if kind != "logits"]
+        others = ["pairs"] if loss.of_preferences else ["matches"] if "teacher_rows" in loss.positional else others
         if others or term.get("alignment") == "bytes":
             what = "bytes" if not others else " and ".join(dict.fromkeys(others))
             yield path, f"weights positions of logits, and {term['loss']} compares {what}, got {focus.get('by')!r}"
-    signature = _signature("focus", score)
+    signature = _score(term)
     known, sides = known_paths(data), signature.sides if signature else ()
+    for side in sides:
+        yield from _unknown((*path, "by"), "path", side, known)
     if data.get("teacher") is None and any(_needs_teacher(side, known) for side in sides):
         yield (*path, "by"), f"the recipe has no teacher, got {focus['by']!r}"
     mass, share = focus.get("mass", 0.5), focus.get("share")
@@ -316,7 +348,9 @@ def _sides(term: Mapping[str, Any], path: Location, train: list[str], data: Mapp
             yield (*path, key), f"the recipe has no teacher, got {side!r}"
         if more and key != "of" and side in known and known[side].mean:
             yield (*path, key), f"a mean of paths has logits alone, {term['loss']} reads {more}, got {side!r}"
-    read = [made for side in (of, to, *named) for made in through(side, known).values()]
+        if side in known and known[side].by == "loss" and term.get("on") in ("image", "rejected"):
+            yield (*path, "on"), f"{side} weighs paths by their loss on the answers, got {term['on']!r}"
+    read = _readings(term, known)
     if len({made.prompt for made in read}) > 1 and term.get("on", "answer") != "answer":
         yield (*path, "on"), f"paths with other prompts are compared at the answers alone, got {term['on']!r}"
     if to == "labels" and any(made.images == "mixed" for made in read):
@@ -346,8 +380,7 @@ def _switch(data: Mapping[str, Any]) -> Iterator[Problem]:
         trained = trained or "adapter" in train
         if "adapter" in train and adapter is None:
             yield path, "the recipe has none (add `switch: {adapter: linear}`), got 'adapter'"
-        named = {side for _, term in mappings(stage.get("objective")) for side in _compared(term)}
-        sides = [path for side in named for path in through(side, known).values()]
+        sides = [path for _, term in mappings(stage.get("objective")) for path in _readings(term, known)]
         if adapter is not None and not trained and any(path.is_switch for path in sides):
             never = "the switch's adapter was never trained: add adapter here or before"
             yield path, f"{never}, got {', '.join(map(str, train))}"

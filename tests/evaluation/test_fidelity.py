@@ -63,6 +63,14 @@ def test_a_teacher_is_faithful_to_itself(tmp_path):
     assert (measured["agreement"], measured["kl"]) == (1.0, pytest.approx(0.0, abs=1e-6))
 
 
+def test_a_teacher_with_other_visual_tokens_is_compared_at_the_same_answers(tmp_path):
+    student, teacher = tiny.model(seed=1), tiny.model(24, seed=2, vision={"patch_size": 8})
+    paths = Paths(student, teacher, len(student.inputs.processor.tokenizer))
+    data = tiny.conversations(student, tmp_path)
+    measured = fidelity(paths, data.with_teacher(teacher.inputs), precision="fp32")
+    assert measured["positions"] == int(tiny.batch(student, tmp_path).predicting("answer").sum())
+
+
 def test_only_the_rows_it_looks_at_are_prepared_and_each_once(tmp_path, monkeypatch):
     student, teacher = tiny.model(seed=1), tiny.model(24, seed=2)
     rows = [tiny.row(str(i), None, ("What?", f"the {i}th")) for i in range(ROWS + 30)]

@@ -13,6 +13,7 @@ from switchkd_cli.engine.data.turns import form
 from switchkd_cli.engine.losses.preferences import advantage, preference
 from switchkd_cli.engine.paths import Paths
 from switchkd_cli.engine.training.loop import train
+from switchkd_cli.engine.training.own_answers import with_answers
 from switchkd_cli.recipe.schema import Stage
 from tests.support import tiny
 
@@ -121,6 +122,23 @@ def test_each_answer_of_a_pair_is_behind_the_whole_question_and_sees_no_other(tm
     with torch.no_grad():
         both = paths(batch, {"student"}, batch.predicting("rejected"))["student"][: int(keep.sum())]
         torch.testing.assert_close(both, paths(single, {"student"}, keep)["student"], rtol=1e-4, atol=1e-5)
+
+
+def test_own_answers_of_a_pair_are_no_preference(tmp_path):
+    student = tiny.model(seed=1)
+    data, words = pairs(student, tmp_path), torch.tensor([5, 6])
+    own = with_answers(data[0], [words, words], student.inputs.tokenizer.eos_token_id, student.inputs)
+    batch = tiny.together(student, [own, data[2]])
+    assert batch.predicting("pair").any(1).tolist() == batch.predicting("rejected").any(1).tolist() == [False, True]
+    assert batch.predicting("own answer").sum(1).tolist() == [4, 0]
+
+
+def test_a_pair_is_compared_whole_or_not_at_all(tmp_path):
+    data = pairs(tiny.model(seed=1), tmp_path)
+    data.max_length = len(data[2].input_ids) - 3
+    data._cache = {}
+    with pytest.raises(Fault, match="a pair of answers is compared whole"):
+        data.example(2)
 
 
 @pytest.mark.parametrize("states", ["batched", "cached"])

@@ -2,15 +2,17 @@
 
 import pytest
 
-from switchkd_cli.engine.compatibility import check_paths
+from switchkd_cli.engine.build import Pair
+from switchkd_cli.engine.compatibility import Vocabulary, check_paths
 from switchkd_cli.engine.cost import flops
 from switchkd_cli.engine.cost.workload import Computation, MicroBatch
 from switchkd_cli.engine.models.blueprint import Blueprint
 from switchkd_cli.engine.models.shape import ModelShape
 from switchkd_cli.errors import UserError
 from switchkd_cli.recipe.load import load
+from switchkd_cli.recipe.schema import PathSpec
 from tests.recipe.test_recipe_problems import problems
-from tests.support import tiny
+from tests.support import tiny, tiny_run
 from tests.support.small_recipe import write
 from tests.training.test_training import stage
 
@@ -38,6 +40,9 @@ def recipe(folder, paths="", term="{name: vsd, loss: dbild, to: teacher}", *more
         ("same: {model: student}", "to: same", "vsd.to: a term compares two different things, got 'same' twice"),
         ("both: {mean: [teacher], model: before}", "to: both", "paths.both: is either the mean of paths or goes through"),
         ("told: {model: teacher, prompt: 'Say {answer}'}", "to: told, on: text", "vsd.on: paths with other prompts"),
+        ("us: {model: student, prompt: 'So {question}'}, them: {model: teacher, prompt: 'So {question}'}",
+         "of: us, to: them, on: text, focus: {by: teacher_entropy}", "vsd.on: paths with other prompts"),
+        ("both: {mean: [teacher, blind], by: loss}", "to: both, on: image", "vsd.on: both weighs paths by their loss"),
     ],
 )  # fmt: skip
 def test_what_is_wrong_with_a_path_is_said(tmp_path, paths, term, expected):
@@ -78,6 +83,41 @@ def test_only_a_path_that_a_stage_uses_is_in_its_key(tmp_path):
     assert used.stage_key(0) == other.stage_key(0) == plain.stage_key(0)
     assert used.stage_key(1) != other.stage_key(1)
     assert used.config.stages[1].readings["mine"].models == {"before"}
+
+
+def test_mixed_images_need_another_one(tmp_path):
+    alone = ("    steps: 10", "    micro_batch: 1\n    steps: 10")
+    found = problems(
+        recipe(tmp_path, "mixed: {model: teacher, images: mixed}", "{name: vsd, loss: dbild, to: mixed}", alone)
+    )
+    assert any("micro_batch: an image is mixed with another one of its micro-batch, got 1" in one for one in found)
+
+
+def test_a_teacher_that_only_a_mixer_reads_is_in_the_key_and_reads_its_own_visual_tokens(tmp_path):
+    student, teacher = (tiny.model(seed=1, vision={"patch_size": size}) for size in (12, 8))
+    mixer = {"by": "divergence", "rounds": 2, "candidates": 2}
+    file = tiny_run.write(tmp_path, distill={"objective": [tiny_run.CE], "mixer": mixer})
+    run, other = load(file), load(file, overrides=[f"teacher.checkpoint={tmp_path}"])
+    assert run.stage_key(0) == other.stage_key(0) and run.stage_key(1) != other.stage_key(1)
+    tokens = len(student.inputs.tokenizer)
+    pair = Pair(blueprint(student), blueprint(teacher), Vocabulary(tokens, tokens, tokens), (), run.config)
+    example = pair.open_data("rows", student, tmp_path)[0]
+    assert [int(of.image.sum()) for of in (example, *example.others.values())] == [4, 9]
+
+
+def test_a_path_reads_both_towers_at_one_layer():
+    student, teacher = (blueprint(tiny.model(feature_layer=layer)) for layer in (-2, -1))
+    made = stage(objective=[{"loss": "forward_kl", "of": "reverse", "to": "teacher"}])
+    with pytest.raises(UserError) as caught:
+        check_paths([made], {"student": student, "teacher": teacher})
+    assert "paths.reverse: the student's projector can't read the teacher's features: feature layer" in str(
+        caught.value
+    )
+
+
+def test_the_adapter_stands_in_front_of_the_teacher_s_projector_alone():
+    assert PathSpec(projector="teacher", language="teacher").is_switch
+    assert not PathSpec(projector="second", language="second").is_switch
 
 
 def test_modules_that_do_not_fit_are_refused_with_both_values():

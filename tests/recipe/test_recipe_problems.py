@@ -560,6 +560,17 @@ VSD = "to: teacher, weight: 0.5}"
         ([(ALIGN, "loss: preference, to: teacher, on: pair, focus: {by: teacher_right, share: 0.5}")],
          "align.focus: weights positions of logits, and preference compares pairs"),
         ([(STEPS, STEPS + OWN), (VSD, "to: teacher, answers: own}")], None),
+        ([(STEPS, STEPS + OWN), (VSD, "to: teacher, on: chosen, answers: own}")], "vsd.answers: no own answer is preferred"),
+        ([(STEPS, STEPS + OWN), (VSD, "to: teacher, focus: {by: teacher_right}}")],
+         "vsd.answers: missing: it reads which tokens are right"),
+        ([(STEPS, STEPS + OWN), (VSD, "to: teacher, answers: both, focus: {by: teacher_right}}")], None),
+        ([(STEPS, STEPS + OWN), ("loss: dbild, of: switch", "loss: plackett_luce, of: switch")],
+         "vsd.answers: missing: it reads which tokens are right"),
+        ([(STEPS, STEPS + OWN + "    validation: {share: 0.1, every_steps: 1, monitor: validation/loss/vsd}\n"),
+          (VSD, "to: teacher, answers: own}"), ("drop: [align, vsd]", "drop: [align]"), ("drop: [vsd], set", "set")],
+         "validation.monitor: unknown figure, got 'validation/loss/vsd'"),
+        ([("loss: dbild, of: switch", "loss: matched_kl, focus: {by: teacher_entropy}")],
+         "vsd.focus: weights positions of logits, and matched_kl compares matches"),
     ],
 )  # fmt: skip
 def test_answers_of_terms_fit_those_of_the_stage(tmp_path, changes, expected):

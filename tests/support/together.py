@@ -71,6 +71,7 @@ def stage_of(
     mixed: bool = False,
     answers: dict | None = None,
     lora: dict | None = None,
+    bits: int | None = None,
 ) -> Stage:
     """Return a stage of `steps` steps over the eight examples."""
     settings = {"name": "distill", "data": "rows", "train": train, "lr": 1e-3, "batch": BATCH}
@@ -79,6 +80,7 @@ def stage_of(
     settings |= {"validation": {"data": "others", "every_steps": 1}} if validated else {}
     settings |= {"batch": 4, "mixer": {"by": "divergence", "rounds": 3, "candidates": 2}} if mixed else {}
     settings |= {"lora": lora} if lora else {}
+    settings |= {"bits": bits} if bits else {}
     return Stage.model_validate(settings | {"objective": objective or [CE, ALIGN, VSD, TOKENS]})
 
 
@@ -104,6 +106,7 @@ def trained(
     saved: str | None = None,
     answers: dict | None = None,
     lora: dict | None = None,
+    bits: int | None = None,
     sharded: bool = False,
 ) -> tuple[list[dict], dict, Loop]:
     """Train up to step `until`; return the logged steps, the last state, and the loop.
@@ -115,7 +118,8 @@ def trained(
         shard(paths.teacher)
     here = folder / f"rows{processes.rank}of{processes.count}"
     here.mkdir(parents=True, exist_ok=True)
-    how = {"recomputed": recomputed, "validated": validated, "mixed": mixed, "answers": answers, "lora": lora}
+    how = {"recomputed": recomputed, "validated": validated, "mixed": mixed, "answers": answers}
+    how |= {"lora": lora, "bits": bits}
     stage = stage_of(train=train, micro=micro, steps=steps, objective=objective, **how)
     lines: list[dict] = []
     data = data_of(paths, here)

@@ -86,6 +86,17 @@ def test_steps_train_the_weights_themselves_and_leave_a_plain_model(paths, tmp_p
     assert all("forward" not in vars(module) for module in paths.modules())
 
 
+def test_a_layer_computes_with_the_weights_that_it_has_now(paths):
+    """FSDP2 puts others in their place, and a copy of the student has its own."""
+    with rounded(paths.student, 4):
+        twin = paths.twin()
+        own, copied = (next(of for of in linear_layers(each.student) if of.bias is None) for each in (paths, twin))
+        inputs = torch.randn(3, own.in_features, generator=torch.Generator().manual_seed(1))
+        before = own(inputs)
+        copied.weight = torch.nn.Parameter(2 * copied.weight.detach())
+        assert torch.equal(copied(inputs), 2 * before) and torch.equal(own(inputs), before)
+
+
 def test_equal_towers_are_not_encoded_once_where_one_is_rounded(tmp_path):
     student, teacher = tiny.model(seed=1), tiny.model(24, seed=2)
     student.model.model.vision_tower.load_state_dict(teacher.model.model.vision_tower.state_dict(), strict=False)

@@ -38,6 +38,10 @@ LORA = {
 }
 if any(importlib.util.find_spec(name) is None for name in ("peft", "bitsandbytes")):
     LORA = {}
+BITS = {"bits": 4, "until": 1}
+ROUNDED = {"rounded, fsdp": BITS | {"launcher": "fsdp"}, "rounded, zero 3": BITS | {"zero": 3}}
+if importlib.util.find_spec("torchao") is None:
+    ROUNDED = {}
 FAMILY = {"objective": [CE, ALIGN, VSD], "until": 1}
 OWN = {"answers": {"own": 0.5, "max_tokens": 4}, "micro": 1}
 FAMILIES = {
@@ -83,6 +87,7 @@ CASES = {
         "validated, zero 3": {"zero": 3, "micro": 1, "validated": True},
         **{f"mixed, {n}": {"mixed": True, "micro": 2, **how} for n, how in MIXED.items()},
         **{f"own, {n}": OWN | {"zero": zero} for n, zero in {"torch": 0, "zero 2": 2, "zero 3": 3}.items()},
+        "own, fsdp": OWN | {"launcher": "fsdp"},
         "interrupted, zero 3": {"zero": 3, "micro": 4, "until": 2},
         "interrupted, zero 1": {"zero": 1, "micro": 4, "until": 2},
         "bf16, zero 1": {"zero": 1, "micro": 2, "precision": "bf16"},
@@ -93,6 +98,7 @@ CASES = {
         "spoiled, zero 2": {"spoil": True, "zero": 2},
         "spoiled, zero 3": {"spoil": True, "zero": 3},
         **LORA,
+        **ROUNDED,
         **FAMILIES,
     },
     4: {
@@ -231,7 +237,7 @@ def test_a_mixer_chooses_the_rows_of_one_process(name, two, tmp_path):
     assert [line["loss"] for line in found] == pytest.approx([line["loss"] for line in lines], rel=1e-4)
 
 
-@pytest.mark.parametrize("name", ["own, torch", "own, zero 2", "own, zero 3"])
+@pytest.mark.parametrize("name", ["own, torch", "own, zero 2", "own, zero 3", "own, fsdp"])
 def test_own_answers_are_those_of_one_process(name, two, tmp_path):
     lines, _, _ = together.trained(tmp_path, **OWN)
     for line, expected in zip(two[name][0], lines, strict=True):
@@ -326,6 +332,15 @@ def test_adapters_of_low_rank_learn_what_they_learn_in_one_process(name, two, tm
     expected, alone, _ = together.trained(tmp_path, lora=CASES[2][name]["lora"])
     assert [line["loss"] for line in lines] == pytest.approx([line["loss"] for line in expected], rel=2e-5)
     close(state["model"], alone["model"], rtol=1e-4, atol=2e-5)
+
+
+@pytest.mark.skipif(not ROUNDED, reason="torchao is not installed")
+@pytest.mark.parametrize("name", ROUNDED)
+def test_rounded_weights_learn_what_they_learn_in_one_process(name, two, tmp_path):
+    lines, state = two[name]
+    expected, alone, _ = together.trained(tmp_path, **BITS)
+    assert [line["loss"] for line in lines] == pytest.approx([line["loss"] for line in expected], rel=2e-5)
+    close(together.gradients(state), together.gradients(alone), rtol=1e-3, atol=1e-6)
 
 
 @pytest.mark.parametrize("name", ["bf16, zero 1", "bf16, zero 2", "bf16, zero 3"])

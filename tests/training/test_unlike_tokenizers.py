@@ -14,7 +14,7 @@ from switchkd_cli.engine.batch import IGNORE, collate
 from switchkd_cli.engine.build import check_pair
 from switchkd_cli.engine.data.conversation import Conversations
 from switchkd_cli.engine.data.rows import Rows
-from switchkd_cli.engine.data.turns import llava_row
+from switchkd_cli.engine.data.turns import form, llava_row
 from switchkd_cli.engine.losses.dbild import dbild
 from switchkd_cli.engine.paths import FeatureAdapter, Paths
 from switchkd_cli.engine.token_map import TokenMap
@@ -37,7 +37,7 @@ OF_POSITIONS = [
     name
     for name in registry.LOSSES
     if (signature := registry.signature("loss", name)).reads[0][0] == "teacher" or name == "decoupled_kd"
-    if not (signature.of_images or signature.of_spans)
+    if not (signature.of_images or signature.of_spans) and {*signature.sides} <= {"teacher", "student"}
 ]
 VSD = Term(name="vsd", loss="dbild", of="switch", to="teacher", weight=2.0)
 CE = Term(name="ce", loss="cross_entropy")
@@ -166,6 +166,16 @@ def test_the_teacher_reads_as_many_image_tokens_as_its_projector_gives(pair, bat
         batch.images, batch.reading("teacher").images, strict=True
     ):  # each processor's own, here alike
         assert torch.equal(ours["pixel_values"], theirs["pixel_values"])
+
+
+def test_spans_of_a_rejected_answer_are_not_counted(pair):
+    row = {"messages": [{"role": "user", "content": "How many?"}, {"role": "assistant", "content": "three"}]}
+    rows = Rows([row | {"id": "p", "rejected_response": "two red apples"}], form("ms_swift").row)
+    data = Conversations(rows, pair.student.inputs).with_teacher(pair.teacher.inputs, by_bytes=True)
+    batch = tiny.together(pair.student, [data[0]])
+    counts = Objective([by_bytes(SPANS[0])], pair.tokens).normalizers([batch]).counts
+    answer = batch.predicted_spans[batch.predicting("answer")]
+    assert counts["spans"] == len(answer[answer >= 0].unique()) < len(batch.predicted_spans.unique()) - 1
 
 
 @pytest.mark.parametrize("positions", [1, 40])

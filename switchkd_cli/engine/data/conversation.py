@@ -308,6 +308,8 @@ class Conversations(Dataset[Example]):
             learnt_at = [at for at, label in enumerate(labels) if label != IGNORE][:answers]
             kept = learnt_at[-1] + 1 if cut and learnt_at else len(tokens)
         self._check_cut(tokens, labels, turn, kept)
+        if row.paired and any(label != IGNORE for label in labels[kept:]):
+            raise Fault(f"a pair of answers is compared whole, max_length is {kept}")
         ids, learnt_ids, turns = (torch.tensor(of[:kept]) for of in (tokens, labels, turn))
         visual = ids == self.image_inputs.image_token
         example = Example(row.id, ids, learnt_ids, turns, visual, cut=len(tokens) - len(ids), paired=row.paired)

@@ -3,10 +3,12 @@
 import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
+from torch.nn.functional import linear
 
 from switchkd_cli.engine.models.layer_forwards import forwards
 from switchkd_cli.engine.models.vision_language_model import VisionLanguageModel
@@ -43,15 +45,20 @@ def rounded(model: VisionLanguageModel, bits: int | None) -> Iterator[None]:
     if bits is None:
         yield
         return
-    from torchao.quantization.qat import FakeQuantizedLinear, IntxFakeQuantizeConfig
+    from torchao.quantization.qat import IntxFakeQuantizeConfig, IntxFakeQuantizer
 
     rounding: dict[nn.Module, Callable[..., Any]] = {}
     for layer in linear_layers(model):
         dtype, granularity = _grid(layer, bits)
         config = IntxFakeQuantizeConfig(dtype, granularity, is_symmetric=True, scale_precision=SCALE)
-        rounding[layer] = FakeQuantizedLinear.from_linear(layer, weight_config=config).forward
+        rounding[layer] = partial(_product, layer, IntxFakeQuantizer(config))
     with forwards(rounding):
         yield
+
+
+def _product(layer: nn.Linear, rounding: nn.Module, inputs: Tensor) -> Tensor:
+    """Return the layer's output with rounded weights: the weights that it has now, which FSDP2 exchanges."""
+    return linear(inputs, rounding(layer.weight), layer.bias)
 
 
 def linear_layers(model: VisionLanguageModel) -> list[nn.Linear]:

@@ -117,7 +117,8 @@ class Objective:
         counts[PREFERENCES] = batch.predicting("rejected").any(1).sum()
         if any(term.alignment == "bytes" for term in self.terms):
             assert batch.aligned is not None
-            counts[SPANS] = len(batch.predicted_spans.unique()) - (batch.predicted_spans < 0).any().long()
+            spans = batch.predicted_spans[batch.predicting("answer")]  # without those of rejected answers
+            counts[SPANS] = spans.new_tensor(spans[spans >= 0].unique().numel())
             counts[PAIRS] = self._pairs(batch, batch.predicting_in_all("answer"))[0].sum()
             counts |= {"tokens": batch.predicting("answer").sum(), "bytes": batch.aligned[:, 1].sum()}
             counts["aligned bytes"] = batch.aligned[:, 0].sum()

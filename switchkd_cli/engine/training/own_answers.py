@@ -48,7 +48,8 @@ def prompts(example: Example) -> Iterator[Tensor]:
 def with_answers(example: Example, answers: Sequence[Tensor], end: int, inputs: InputProcessor) -> Example:
     """Return the example with other tokens as its first answers, as a model of these `inputs` reads it.
 
-    Behind one that was cut before its `end` token the given answer's stays, but is not learnt.
+    Behind one that was cut before its `end` token the given answer's stays, but is not learnt. Of a pair of own answers none
+    is preferred.
     """
     parts, at = [], 0
     for (begin, stop), answer in zip(answer_spans(example.labels), answers, strict=False):
@@ -63,7 +64,8 @@ def with_answers(example: Example, answers: Sequence[Tensor], end: int, inputs: 
     position = inputs.position(ids, turn, example.images)
     position = positions(turn[None])[0] if position is None else position
     image = ids == inputs.image_token
-    return replace(example, input_ids=ids, labels=labels, turn=turn, image=image, position=position, own=True)
+    example = replace(example, own=True, paired=False)
+    return replace(example, input_ids=ids, labels=labels, turn=turn, image=image, position=position)
 
 
 class Sampled(LogitsProcessor):
