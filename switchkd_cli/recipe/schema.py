@@ -226,9 +226,11 @@ class PathSpec(Strict):
 
     @model_validator(mode="after")
     def _is_mean_or_goes_through_models(self) -> Self:
-        ours = self.vision, self.projector, self.language, self.images, self.prompt
-        if self.mean and ours != ("student", "student", "student", "given", None):
+        ours = self.vision, self.projector, self.language, self.head, self.images, self.prompt
+        if self.mean and ours != ("student", "student", "student", None, "given", None):
             raise PydanticCustomError("path", "is either the mean of paths or goes through models")
+        if (self.by == "loss" and not self.mean) or (self.temperature != 1.0 and self.by != "loss"):
+            raise PydanticCustomError("path", "`by` is for a mean of paths, `temperature` for `by: loss`")
         return self
 
     @property
@@ -691,7 +693,8 @@ class Recipe(Strict):
     teacher: TeacherModel | None = None
     """The model that it learns from; it stays frozen. A recipe without distillation needs none."""
     teachers: Annotated[dict[Name, Checkpoint], _left_out({})] = {}
-    """Further frozen models, each with the fields of `teacher`, by name. A name is also a path through this model alone."""
+    """Further frozen models by name, each with `checkpoint` and perhaps `family` and `allow_pickle`. A name is also a path
+    through this model alone."""
     paths: Annotated[dict[Name, PathSpec], _left_out({})] = {}
     """Further paths for terms to compare, by name, next to student, teacher, switch, reverse, before, blind and blind_student;
     docs/methods.md."""

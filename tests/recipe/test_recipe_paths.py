@@ -38,10 +38,20 @@ def recipe(folder, paths="", term="{name: vsd, loss: dbild, to: teacher}", *more
         ("same: {model: student}", "to: same", "vsd.to: a term compares two different things, got 'same' twice"),
         ("both: {mean: [teacher], model: before}", "to: both", "paths.both: is either the mean of paths or goes through"),
         ("told: {model: teacher, prompt: 'Say {answer}'}", "to: told, on: text", "vsd.on: paths with other prompts"),
+        (
+            "told: {model: student, prompt: 'Hm, {question}'}",
+            "of: told, to: labels, loss: cross_entropy, on: text, focus: {by: teacher_entropy}",
+            "vsd.on: paths with other prompts",
+        ),
+        ("asked: {prompt: 'Hm, {qestion}'}", "to: asked", "asked.prompt: unknown placeholder, got 'qestion' (did you"),
+        ("all: {mean: [teacher], head: teacher}", "to: all", "paths.all: is either the mean of paths or goes through"),
+        ("mine: {model: teacher, by: loss}", "to: mine", "paths.mine: `by` is for a mean of paths, `temperature` for"),
+        ("all: {mean: [teacher], temperature: 2.0}", "to: all", "paths.all: `by` is for a mean of paths"),
     ],
 )  # fmt: skip
 def test_what_is_wrong_with_a_path_is_said(tmp_path, paths, term, expected):
-    found = problems(recipe(tmp_path, paths, f"{{name: vsd, loss: dbild, {term}}}"))
+    loss = "" if "loss:" in term else "loss: dbild, "
+    found = problems(recipe(tmp_path, paths, f"{{name: vsd, {loss}{term}}}"))
     assert any(expected in problem for problem in found), found
 
 
