@@ -693,8 +693,7 @@ class Recipe(Strict):
     teacher: TeacherModel | None = None
     """The model that it learns from; it stays frozen. A recipe without distillation needs none."""
     teachers: Annotated[dict[Name, Checkpoint], _left_out({})] = {}
-    """Further frozen models by name, each with `checkpoint` and perhaps `family` and `allow_pickle`. A name is also a path
-    through this model alone."""
+    """Further frozen models, each a `checkpoint` as `teacher` names one, by name. A name is also a path through this model alone."""
     paths: Annotated[dict[Name, PathSpec], _left_out({})] = {}
     """Further paths for terms to compare, by name, next to student, teacher, switch, reverse, before, blind and blind_student;
     docs/methods.md."""

@@ -327,9 +327,7 @@ def _sides(term: Mapping[str, Any], path: Location, train: list[str], data: Mapp
             yield (*path, key), f"the recipe has no teacher, got {side!r}"
         if more and key != "of" and side in known and known[side].mean:
             yield (*path, key), f"a mean of paths has logits alone, {term['loss']} reads {more}, got {side!r}"
-    score = _signature("focus", {"focus": at(term, "focus", "by")})
-    compared = of, to, *named, *(score.sides if score else ())
-    read = [made for side in compared for made in through(side, known).values()]
+    read = [made for side in (of, to, *named) for made in through(side, known).values()]
     if len({made.prompt for made in read}) > 1 and term.get("on", "answer") != "answer":
         yield (*path, "on"), f"paths with other prompts are compared at the answers alone, got {term['on']!r}"
     if to == "labels" and any(made.images == "mixed" for made in read):
@@ -379,8 +377,6 @@ def _deepspeed(data: Mapping[str, Any]) -> Iterator[Problem]:
         if stage.get("optimizer") == "adamw_8bit":
             how = "launcher: fsdp" if fsdp else f"deepspeed.zero: {zero}"
             yield ("stages", i, "optimizer"), f"can't be sharded, got 'adamw_8bit' with {how}"
-        if fsdp and stage.get("bits") is not None:
-            yield ("stages", i, "bits"), f"FSDP can't train rounded weights: take deepspeed.zero, got {stage['bits']}"
         if zero == 3 and mapping(stage.get("lora")).get("dora"):
             yield ("stages", i, "lora", "dora"), "reads whole weights: needs deepspeed.zero: 2 or less, got True and 3"
 

@@ -578,8 +578,3 @@ def test_answers_of_terms_fit_those_of_the_stage(tmp_path, changes, expected):
         load(file)
     else:
         assert any(expected in problem for problem in problems(file)), problems(file)
-
-
-def test_fsdp_does_not_train_rounded_weights(tmp_path):
-    found = problems(write(tmp_path), "switch-kd", ["launcher=fsdp", "stages.distill.bits=4"])
-    assert any("stages.distill.bits: FSDP can't train rounded weights" in problem for problem in found)

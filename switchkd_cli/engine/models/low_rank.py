@@ -63,7 +63,8 @@ def add_adapters(model: "VisionLanguageModel", spec: Lora, seed: int) -> None:
     layers = next(name for name, module in model.model.named_modules() if module is model.language.layers)
     # the whole name: a tower may have layers of the same kinds
     target = rf"{re.escape(layers)}\..*\.({'|'.join(kinds)})"
-    sizes = {"r": spec.rank, "lora_alpha": spec.scale, "lora_dropout": spec.dropout, "use_dora": spec.dora}
+    sizes: dict[str, Any] = {"r": spec.rank, "lora_alpha": spec.scale}
+    sizes |= {"lora_dropout": spec.dropout, "use_dora": spec.dora}
     vars(model.model).pop("peft_config", None)  # of an earlier stage
     with torch.random.fork_rng():
         torch.manual_seed(seed)
