@@ -1,6 +1,7 @@
 """The engine: the only zone of switchkd that imports torch and transformers."""
 
 import logging
+from functools import partial
 
 from switchkd_cli.distributed.launch_config import set_thread_variables
 from switchkd_cli.planning.preflight import check_libraries
@@ -11,11 +12,5 @@ set_thread_variables()  # torch reads it when it is first imported
 # What libraries say while they are imported, which no user can change: DeepSpeed without a GPU; torchao, which transformers imports
 # where it is installed, of kernels that were built for another torch, and torch of torchao.
 NOISE = {"DeepSpeed": "Setting accelerator to CPU", "torchao": "Failed to load", "torch.utils._pytree": "Enum subclass"}
-
-
-def _silence(name: str, text: str) -> None:
-    logging.getLogger(name).addFilter(lambda record: text not in record.getMessage())
-
-
-for noise in NOISE.items():
-    _silence(*noise)
+for name, text in NOISE.items():
+    logging.getLogger(name).addFilter(partial(lambda text, record: text not in record.getMessage(), text))
