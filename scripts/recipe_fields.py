@@ -20,7 +20,7 @@ Every field that a recipe file may have. This page is written from the schema by
 (`python -m scripts.recipe_fields`): change the text in `switchkd_cli/recipe/schema.py`.
 
 A dotted name works as an override on the command line and under a row's `set`: `stages.distill.lr=1e-4` (not `rows` and
-`controls`). Capital letters stand for a name that the recipe gives: of a stage, a term, a data set or a row. A key that is not
+`controls`). Capital letters stand for a name that the recipe gives: of a stage, a term, a data set, a path or a row. A key that is not
 listed is an error. A recipe that begins with `extends: OTHER.yaml` may have `drop` and `set` of its own, like a row.
 [recipes.md](recipes.md) explains whole recipes, [methods.md](methods.md) the losses and their parameters.
 """

@@ -152,6 +152,7 @@ def _term(term: Term) -> str:
     parameters = "".join(f", {key} {value}" for key, value in term.parameters.items())
     on: str = "pictures" if registry.signature("loss", term.loss).of_images else term.on
     on += ", by bytes" * (term.alignment == "bytes")
+    on += f", {term.answers} answers" if term.answers else ""
     on += f", focus on {term.focus.by}" if term.focus else ""
     weight = f"{term.weight:g}" if isinstance(term.weight, float) else term.weight
     return f"{weight} x {term.loss}({term.of}, {term.to}{parameters}) on {on}"

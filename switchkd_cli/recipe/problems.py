@@ -33,7 +33,7 @@ def _misfits(schema: type[BaseModel], items: Sequence[Mapping[str, Any]]) -> Ite
             continue  # pydantic does not count items that are wrong themselves
         path = tuple(step for step in loc if not str(step).startswith(TAG) and step != "[key]")
         if item["type"] == "extra_forbidden":
-            known = sorted(_keys(schema, path[:-1]))
+            known = sorted(_keys(schema, path[:-1]) - {path[-1]})  # another form may have it
             message = f"unknown key, got {path[-1]!r}{did_you_mean(path[-1], known)}"
         else:
             message = "missing" if item["type"] == "missing" else misfit([item])
@@ -47,7 +47,7 @@ def misfit(items: Sequence[Mapping[str, Any]]) -> str:
     got = got if len(got) <= 60 else got[:57] + "..."
     for item in items:
         if item["type"] == "literal_error":
-            options = re.findall(r"'([^']*)'", item["ctx"]["expected"])
+            options = re.split(", | or ", item["ctx"]["expected"].replace("'", ""))
             words.append(f"must be one of {', '.join(options)}")
             got += did_you_mean(value, options, most=0)
         else:
@@ -60,7 +60,7 @@ def _keys(annotation: Any, path: tuple[Step, ...]) -> set[str]:
     """Return the keys that the schema knows at `path`, in any of the forms that a value may take there."""
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         if not path:
-            return set(annotation.model_fields)
+            return {field.alias or name for name, field in annotation.model_fields.items()}
         field = annotation.model_fields.get(str(path[0]))
         return _keys(field.annotation, path[1:]) if field else set()
     inside = path[1:] if get_origin(annotation) in (tuple, dict) else path

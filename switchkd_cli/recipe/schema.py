@@ -226,9 +226,11 @@ class PathSpec(Strict):
 
     @model_validator(mode="after")
     def _is_mean_or_goes_through_models(self) -> Self:
-        ours = self.vision, self.projector, self.language, self.images, self.prompt
-        if self.mean and ours != ("student", "student", "student", "given", None):
+        ours = self.vision, self.projector, self.language, self.head, self.images, self.prompt
+        if self.mean and ours != ("student", "student", "student", None, "given", None):
             raise PydanticCustomError("path", "is either the mean of paths or goes through models")
+        if (self.by == "loss" and not self.mean) or (self.temperature != 1.0 and self.by != "loss"):
+            raise PydanticCustomError("path", "`by` is for a mean of paths, `temperature` for `by: loss`")
         return self
 
     @property

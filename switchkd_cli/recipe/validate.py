@@ -3,6 +3,7 @@
 Every check reads plain data of which other parts may be broken, so that all problems come out in one pass.
 """
 
+import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from os.path import isdir
 from typing import Any
@@ -70,6 +71,8 @@ def _models(data: Mapping[str, Any]) -> Iterator[Problem]:
         spec = mapping(at(data, *path))
         for key in ("model", *MODULES, "head"):
             yield from _unknown((*path, key), "model", spec.get(key) if path[0] == "paths" else None, models)
+        for word in re.findall(r"\{(\w+)\}", str(spec.get("prompt"))):
+            yield from _unknown((*path, "prompt"), "placeholder", word, ("question", "answer"))
         for i, name in enumerate(listed(spec.get("mean"))):
             yield from _unknown((*path, "mean", i), "path through models", name, through_models)
 
@@ -152,8 +155,11 @@ def _mixer(stage: Mapping[str, Any], path: Location, *, has_teacher: bool) -> It
     yield from (((*path, key), f"{by} {what}: leave it out, got {spec[key]}") for key in unused if key in spec)
     if signature.of_sets and not isinstance(stage.get("data"), list):
         yield (*path, "by"), f"{by} {what}: the stage needs a mixture, got data {stage.get('data')!r}"
-    if not (signature.of_sets or any(key in spec for key in of_rows)):
+    several = spec.get("variants", 1) != 1
+    if not (signature.of_sets or several or spec.get("candidates", 1) != 1 or spec.get("again")):
         yield path, f"{by} has nothing to choose from: give it candidates, variants or again"
+    if "strength" in spec and not signature.of_sets and not several:
+        yield (*path, "strength"), f"is that of variants, which this mixer doesn't have, got {spec['strength']}"
 
 
 def _validation(
@@ -300,8 +306,10 @@ def _loss(term: Mapping[str, Any], path: Location, known: Paths) -> Iterator[Pro
         yield (*path, "alignment"), f"{loss} compares bytes, got 'positions' (did you mean 'bytes'?)"
     if by_bytes and (signature.of_images or not across):
         yield (*path, "alignment"), "only what a student's and a teacher's tokens say is compared by bytes, got 'bytes'"
-    if signature.of_preferences and term.get("on") != "pair":
-        yield (*path, "on"), f"{loss} compares a preferred answer with a rejected one: 'pair', got {term.get('on')!r}"
+    if signature.of_preferences and (on := term.get("on", "answer")) != "pair":
+        yield (*path, "on"), f"{loss} compares a preferred answer with a rejected one: 'pair', got {on!r}"
+    if "student_image" in signature.positional and term.get("on") != "all":
+        yield (*path, "on"), f"{loss} compares visual tokens with text: 'all', got {term.get('on', 'answer')!r}"
     if by_bytes and term.get("on", "answer") != "answer":
         yield (*path, "on"), f"bytes are compared in answers, got {term['on']!r} (did you mean 'answer'?)"
     if signature.of_images and term.get("answers") is not None:
@@ -333,6 +341,8 @@ def _focus(term: Mapping[str, Any], path: Location, data: Mapping[str, Any]) -> 
     if data.get("teacher") is None and any(_needs_teacher(side, known) for side in sides):
         yield (*path, "by"), f"the recipe has no teacher, got {focus['by']!r}"
     mass, share = focus.get("mass", 0.5), focus.get("share")
+    if "mass" in focus and share is None:
+        yield (*path, "mass"), f"is that of a `share` of the positions, which this focus doesn't have, got {mass}"
     if isinstance(mass, float) and isinstance(share, float) and mass < share < 1:
         yield (*path, "mass"), f"these positions would get less than without a focus: {share} or more, got {mass}"
 
@@ -343,7 +353,8 @@ def _sides(term: Mapping[str, Any], path: Location, train: list[str], data: Mapp
     named = sorted({*signature.sides} - {"student", "teacher"}) if signature else []
     more = ", ".join(sorted({kind for _, kind in signature.reads} - {"logits"})) if signature else ""
     for key, side in (("of", of), ("to", to), *(("loss", name) for name in named)):
-        yield from _unknown((*path, key), "path", side, [*known, *["labels"] * (key == "to")])
+        what = f"path, which {term['loss']} reads" if key == "loss" else "path"
+        yield from _unknown((*path, key), what, side, [*known, *["labels"] * (key == "to")])
         if _needs_teacher(side, known) and data.get("teacher") is None:
             yield (*path, key), f"the recipe has no teacher, got {side!r}"
         if more and key != "of" and side in known and known[side].mean:

@@ -268,6 +268,27 @@ def test_matching_does_not_mind_the_order_of_visual_tokens():
     assert losses.matched_kl(logits[[2, 0, 3, 1]], logits, rows, rows).max() < 1e-12
 
 
+@pytest.mark.parametrize("counts", [(4, 3), (3, 4)], ids=str)
+@pytest.mark.parametrize("padded", [0, 1], ids=["teacher", "student"])
+def test_matching_leaves_columns_out_that_are_padding_in_either_model(counts, padded):
+    models = [drawn(count, 9, seed=seed) for seed, count in enumerate(counts)]
+    rows = [torch.zeros(count, dtype=torch.int64) for count in counts]
+    expected = losses.matched_kl(*(of[:, :7] for of in models), *rows)
+    models[padded][:, 7:] = -torch.inf
+    torch.testing.assert_close(losses.matched_kl(*models, *rows), expected)
+
+
+@pytest.mark.parametrize("broken", [0, 1], ids=["teacher", "student"])
+@pytest.mark.parametrize("name", ["matched_kl", "affinity", "pseudo_classes"])
+def test_states_that_are_no_numbers_cost_nan_in_their_own_example_alone(name, broken):
+    states = [drawn(6, 7, seed=1), drawn(6, 7, seed=2)]
+    states[broken][4] = torch.nan
+    image = torch.tensor([True, True, False] * 2)
+    beside = {"matched_kl": (ROWS, ROWS), "affinity": (ROWS, ROWS, image, image), "pseudo_classes": (ROWS,)}[name]
+    value = getattr(losses, name)(*states, *beside)
+    assert value[:3].isfinite().all() and value[3:].isnan().any()
+
+
 @pytest.mark.parametrize(
     ("layers", "shares", "chosen"),
     [
@@ -293,3 +314,5 @@ def test_attention_of_layers_is_compared_with_the_mean_of_a_group_of_the_teacher
     torch.testing.assert_close(whole, torch.zeros(3).double(), rtol=0, atol=1e-12)
     assert losses.attention_cosine(teacher.bfloat16(), student.bfloat16()).dtype == torch.float32
     assert losses.attention_cosine(teacher[:0], student[:0]).shape == (0,)
+    with pytest.raises(ValueError, match="first < last"):
+        losses.attention_cosine(teacher, student, first=0.7, last=0.3)

@@ -51,6 +51,8 @@ def test_an_advantage_is_the_formula_in_float64_and_nothing_between_equal_teache
     torch.testing.assert_close(advantage(teacher, reference, student).double(), expected, rtol=1e-5, atol=1e-6)
     advantage(teacher, teacher.clone(), student).sum().backward()
     assert not student.grad.any()
+    wider = [torch.cat([of, torch.full((6, 2), -torch.inf)], 1) for of in (teacher, reference, student)]
+    torch.testing.assert_close(advantage(*wider), advantage(teacher, reference, student))
 
 
 def messages(name="p", picture=None, **more):

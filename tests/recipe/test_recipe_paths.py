@@ -43,6 +43,10 @@ def recipe(folder, paths="", term="{name: vsd, loss: dbild, to: teacher}", *more
         ("us: {model: student, prompt: 'So {question}'}, them: {model: teacher, prompt: 'So {question}'}",
          "of: us, to: them, on: text, focus: {by: teacher_entropy}", "vsd.on: paths with other prompts"),
         ("both: {mean: [teacher, blind], by: loss}", "to: both, on: image", "vsd.on: both weighs paths by their loss"),
+        ("asked: {prompt: 'Hm, {qestion}'}", "to: asked", "asked.prompt: unknown placeholder, got 'qestion' (did you"),
+        ("all: {mean: [teacher], head: teacher}", "to: all", "paths.all: is either the mean of paths or goes through"),
+        ("mine: {model: teacher, by: loss}", "to: mine", "paths.mine: `by` is for a mean of paths, `temperature` for"),
+        ("all: {mean: [teacher], temperature: 2.0}", "to: all", "paths.all: `by` is for a mean of paths"),
     ],
 )  # fmt: skip
 def test_what_is_wrong_with_a_path_is_said(tmp_path, paths, term, expected):

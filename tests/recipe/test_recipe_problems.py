@@ -52,6 +52,16 @@ def problems(file, *arguments, **more):
             "data: question",
             "10: stages.distill.data: unknown data set, got 'question' (did you mean 'questions'?)",
         ),
+        ("weight: 0.5", "weight: {form: 0, to: 1}", "vsd.weight.form: unknown key, got 'form' (did you mean 'from'?)"),
+        (
+            "weight: 0.5",
+            "weight: {learned: 1, to: 2}",
+            "weight.to: unknown key, got 'to' (known: from, learned, lr, over)",
+        ),
+        ("teacher: {family: llava", "teacher: {bits: 3, family: llava", "3: teacher.bits: must be one of 4, 8, got 3"),
+        ("dbild, of: switch", "advantage", "vsd.loss: unknown path, which advantage reads, got 'reference'"),
+        ("dbild, of: switch", "affinity", "vsd.on: affinity compares visual tokens with text: 'all', got 'answer'"),
+        ("dbild, of: switch", "top_k_kl, parameters: {k: 0}", "vsd.parameters.k: must be greater than 0, got 0"),
         (
             "name: distill",
             "name: pretrain",

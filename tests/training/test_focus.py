@@ -96,10 +96,12 @@ def test_examples_are_ranked_by_their_means_and_all_positions_of_one_have_one_we
     assert gates.tolist() == pytest.approx([6 * (11 / 3) / 19] * 3 + [6 * 4 / 19] * 2 + [0])
 
 
-def test_a_score_that_is_no_number_is_not_hidden():
-    rows = torch.zeros(3, dtype=torch.long)
+def test_a_score_that_is_no_number_is_seen_at_its_position_alone():
+    scores, rows = torch.tensor([1.0, math.nan, 2.0, 4.0]), torch.tensor([0, 0, 1, 1])
     for share in (None, 0.5):
-        assert weights(torch.tensor([1.0, math.nan, 2.0]), rows, share=share).isnan().any()
+        for of_examples in (False, True):
+            found = weights(scores, rows, share=share, of_examples=of_examples)
+            assert found.isnan().tolist() == [False, True, False, False]
 
 
 def test_scores_are_their_formulas():
@@ -219,6 +221,7 @@ GAP = {"by": "switch_gap"}
 WRONG = {
     "unknown focus, got 'switch_gp' (did you mean 'switch_gap'?)": ALIGN | {"focus": {"by": "switch_gp"}},
     "would get less than without a focus: 0.6 or more, got 0.5": ALIGN | {"focus": GAP | {"share": 0.6}},
+    "is that of a `share` of the positions": ALIGN | {"focus": GAP | {"mass": 0.9}},
     "weights positions of logits, and token_mse compares tokens": {"loss": "token_mse", "to": "teacher", "focus": GAP},
     "switch_gap takes no such parameter, got 't'": ALIGN | {"focus": GAP | {"parameters": {"t": 1}}},
     "the recipe has no teacher, got 'switch_gap'": {"loss": "cross_entropy", "focus": GAP},

@@ -389,6 +389,8 @@ def test_a_variant_changes_pixels_alone_and_always_alike(data):
     [
         ({"by": "divergance", "rounds": 2}, "mixer.by: unknown mixer, got 'divergance' (did you mean 'divergence'?)"),
         ({"by": "divergence", "rounds": 2}, "mixer: divergence has nothing to choose from"),
+        ({"by": "divergence", "rounds": 2, "candidates": 1}, "mixer: divergence has nothing to choose from"),
+        ({"by": "divergence", "rounds": 2, "candidates": 2, "strength": 0.5}, "mixer.strength: is that of variants"),
         ({"by": "ddk", "rounds": 2, "again": True}, "mixer.again: ddk sets weights: leave it out, got True"),
         ({"by": "ddk", "rounds": 2}, "mixer.by: ddk sets weights: the stage needs a mixture, got data 'rows'"),
         ({"by": "lag", "rounds": 2, "again": True, "rows": 9}, "mixer.rows: lag chooses rows: leave it out, got 9"),

@@ -319,7 +319,8 @@ class Conversations(Dataset[Example]):
         """Return the row with its questions as the prompt writes them; an image that begins a question stays at its beginning."""
         if self.prompt is None:
             return row
-        parts = [self.prompt.replace("{answer}", answer).split("{question}") for _, answer in row.exchanges]
+        around = self.prompt.split("{question}")
+        parts = [[text.replace("{answer}", answer) for text in around] for _, answer in row.exchanges]
         written = tuple(
             (question.join(of), answer) for of, (question, answer) in zip(parts, row.exchanges, strict=True)
         )

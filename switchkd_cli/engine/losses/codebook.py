@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 
 import torch
+from pydantic import PositiveInt
 from torch import Tensor
 from torch.nn.functional import normalize, one_hot
 
@@ -31,7 +32,7 @@ def codebook(
     student_mapped: Tensor,
     state: State,
     *,
-    size: int = 64,
+    size: PositiveInt = 64,
     decay: float = 0.99,
     temperature: float = 0.1,
 ) -> Tensor:

@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
+from pydantic import PositiveInt
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
@@ -144,7 +145,7 @@ def decoupled_kd(
     return torch.where(targets >= 0, loss, 0.0)
 
 
-def top_k_kl(teacher_logits: Tensor, student_logits: Tensor, *, temperature: float = 1.0, k: int = 8) -> Tensor:
+def top_k_kl(teacher_logits: Tensor, student_logits: Tensor, *, temperature: float = 1.0, k: PositiveInt = 8) -> Tensor:
     """Return KL(p_T || p_S) over the teacher's top k ids and one for all others, for each row of logits [N, V], in nats, [N].
 
     p = softmax(z / temperature): the rest's probability is matched as a whole, in whatever way it is spread.

@@ -28,13 +28,14 @@ def weights(
     With a `share`, the ceil(share n) highest of n scores get `mass` of the weight, each at least 1, and the others get the
     rest; equal scores get equal weights. Without one, weights are proportional to max(score, 0), and 0 where all of these are.
     They sum to n over the positions of each example; `of_examples`: over all positions, where examples are ranked by
-    their mean scores and all positions of one have the same weight. A score of NaN is a weight of NaN.
+    their mean scores and all positions of one have the same weight. A score that is not finite is a weight of NaN.
     """
     if not len(scores):
         return scores.float()
     _, own = rows.unique(return_inverse=True)
-    member = one_hot(own).double()
-    unit, group, number = scores.double(), own, torch.ones_like(scores, dtype=torch.float64)
+    member, broken = one_hot(own).double(), ~scores.isfinite()  # 0 of another example's NaN would be NaN
+    unit, group = scores.double().masked_fill(broken, 0), own
+    number = torch.ones_like(unit)
     if of_examples:  # what is weighted is an example, of a number of positions
         number = member.sum(0)
         unit, group = member.T @ unit / number, torch.zeros_like(number, dtype=torch.long)
@@ -56,8 +57,8 @@ def weights(
         high = (mass * positions / chosen).clamp(min=1)
         low = (positions - chosen * high) / (positions - chosen).clamp(min=1)
         of_first, of_tie = (torch.zeros_like(unit).index_add_(0, tie, of)[tie] for of in (first, number))
-        found = torch.where(unit.isnan(), torch.nan, low + of_first / of_tie * (high - low))
-    return (found[own] if of_examples else found).float()
+        found = low + of_first / of_tie * (high - low)
+    return (found[own] if of_examples else found).float().masked_fill(broken, torch.nan)
 
 
 def _rank(scores: Tensor, group: Tensor) -> tuple[Tensor, Tensor]:

@@ -1,6 +1,7 @@
 """Hidden states in front of the head, the student's in the teacher's width: position against position, within one example."""
 
 import torch
+from pydantic import PositiveInt
 from torch import Tensor, nn
 
 from switchkd_cli.engine.losses.ops.positions import group_by_row
@@ -27,7 +28,12 @@ def contrastive(
 
 
 def pseudo_classes(
-    teacher_mapped: Tensor, student_mapped: Tensor, rows: Tensor, *, components: int = 4, temperature: float = 1.0
+    teacher_mapped: Tensor,
+    student_mapped: Tensor,
+    rows: Tensor,
+    *,
+    components: PositiveInt = 4,
+    temperature: float = 1.0,
 ) -> Tensor:
     """Return KL(q_T || q_S) over both ends of the example's first principal components, in nats, [N] (after LELP, 2409.20449).
 
@@ -41,9 +47,10 @@ def pseudo_classes(
     count = mask.sum(1).clamp(min=1)[:, None, None].to(t.dtype)
     mean = t.sum(1, keepdim=True) / count
     t, s = ((z - mean) * mask[..., None] for z in (t, s))
-    _, spread, axes = torch.linalg.svd(t, full_matrices=False)
+    _, spread, axes = torch.linalg.svd(t.nan_to_num(0, 0, 0), full_matrices=False)  # it refuses what isn't finite
     spread, axes = spread[:, None, :components], axes[:, :components]
     none = (spread <= TINY * spread[..., :1].clamp(min=TINY)).repeat(1, 1, 2)  # an example of few positions has fewer
     deviations = spread.clamp(min=TINY) / count.sqrt()
     ends = (torch.cat([along, -along], -1) for along in (z @ axes.mT / deviations / temperature for z in (t, s)))
-    return kl(*(each.masked_fill(none, FLOOR).log_softmax(-1) for each in ends))[mask]
+    loss = kl(*(each.masked_fill(none, FLOOR).log_softmax(-1) for each in ends))
+    return (loss + 0 * t.sum(-1))[mask]  # NaN where the teacher's states are not finite

@@ -87,8 +87,11 @@ def attention_cosine(
 
     A [P, T, M, L] is the attention of T queries to M image tokens in each of L layers, of which those between the shares
     ``first`` and ``last`` of the depth count. Each of the student's is compared with the mean of a group of the teacher's:
-    neighbours, in order, as equally many as they can be. The other queries are rows of 0 in the teacher's.
+    neighbours, in order, of which two groups share one where they can't be divided equally. The other queries are rows of 0 in
+    the teacher's. Raises ValueError unless 0 <= first < last <= 1.
     """
+    if not 0 <= first < last <= 1:
+        raise ValueError(f"first and last must be 0 <= first < last <= 1, got {first} and {last}")
     teacher, student = at_least_float32(teacher_attentions.detach()), at_least_float32(student_attentions)
     sees_image = (teacher != 0).flatten(2).any(-1)  # [P, T]
     teacher, student = (_between(attention, first, last) for attention in (teacher, student))

@@ -18,7 +18,9 @@ def matched_kl(
     least: with ``on: image`` these are the visual tokens. ``teacher_rows`` [M] and ``rows`` [N] say which example each
     belongs to. A position that is matched with none costs 0; p = softmax(z / temperature).
     """
-    teacher, student = (mask_padding(z, padding_columns(z)) for z in (teacher_logits.detach(), student_logits))
+    models = teacher_logits.detach(), student_logits
+    padding = [of.any(0) for of in map(padding_columns, models) if of is not None]  # either may have more positions
+    teacher, student = (mask_padding(z, torch.stack(padding).any(0) if padding else None) for z in models)
     costs = 0 * student[:, 0]  # with a graph, also without an image
     for theirs, ours in _examples(teacher_rows, rows):
         first, second = _matched(teacher[theirs], student[ours])
@@ -66,7 +68,7 @@ def _cosines(hidden: Tensor, image: Tensor) -> Tensor:
 
 
 def _matched(teacher: Tensor, student: Tensor) -> tuple[Tensor, Tensor]:
-    """Return which of [M, K] and [N, K] are matched, as many of each as the smaller one has."""
+    """Return which of [M, K] and [N, K] are matched, as many of each as the smaller one has. NaN stays in the loss."""
     cost = torch.cdist(teacher.detach(), student.detach(), p=1).cpu()
-    first, second = (torch.from_numpy(of).to(teacher.device) for of in linear_sum_assignment(cost))
+    first, second = (torch.from_numpy(of).to(teacher.device) for of in linear_sum_assignment(cost.nan_to_num()))
     return first, second

@@ -4,7 +4,7 @@ from torch import Tensor
 from torch.nn.functional import logsigmoid
 
 from switchkd_cli.engine.losses.cross_entropy import cross_entropy
-from switchkd_cli.engine.losses.ops.vocabulary import at_least_float32
+from switchkd_cli.engine.losses.ops.vocabulary import mask_padding, padding_columns
 
 
 def preference(
@@ -27,5 +27,7 @@ def advantage(teacher_logits: Tensor, reference_logits: Tensor, student_logits: 
     The teacher was tuned on preferences, the reference is the same teacher before: their difference is the advantage that
     each token has.
     """
-    teacher, reference = (at_least_float32(of.detach()).log_softmax(-1) for of in (teacher_logits, reference_logits))
-    return -(at_least_float32(student_logits).softmax(-1) * (teacher - reference)).sum(-1)
+    models = teacher_logits.detach(), reference_logits.detach(), student_logits
+    padding = padding_columns(*models)
+    teacher, reference, student = (mask_padding(logits, padding).log_softmax(-1) for logits in models)
+    return -(student.exp() * (teacher - reference)).sum(-1)
