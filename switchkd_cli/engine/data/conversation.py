@@ -318,11 +318,9 @@ class Conversations(Dataset[Example]):
         if self.prompt is None:
             return row
         parts = [self.prompt.replace("{answer}", answer).split("{question}") for _, answer in row.exchanges]
-        written = tuple(
-            (question.join(of), answer) for of, (question, answer) in zip(parts, row.exchanges, strict=True)
-        )
+        asked = tuple((question.join(of), answer) for of, (question, answer) in zip(parts, row.exchanges, strict=True))
         places = tuple((at, offset and offset + len(parts[at][0])) for at, offset in row.places)
-        return replace(row, exchanges=written, places=places)
+        return replace(row, exchanges=asked, places=places)
 
     @cached_property
     def _before_answer(self) -> int:
