@@ -172,7 +172,7 @@ def test_a_level_that_does_not_exist_ends_with_those_that_do(monkeypatch, capsys
     with pytest.raises(SystemExit) as ended:
         command.main()
     assert ended.value.code == 2
-    known = "loss, step, data, startup, evaluation, shared, matrix, peers, gpu"
+    known = "loss, step, data, startup, evaluation, shared, matrix, peers, gpu, budgets"
     assert f"no such level: sleep (known: {known})" in capsys.readouterr().err
 
 

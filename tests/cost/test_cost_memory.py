@@ -21,6 +21,7 @@ from switchkd_cli.engine.cost.step_memory import (
     step_memory,
 )
 from switchkd_cli.engine.cost.workload import Computation, MicroBatch
+from switchkd_cli.engine.losses.ops.state import State
 from switchkd_cli.engine.models.llava_parts import LLAVA
 from switchkd_cli.engine.models.low_rank import adapter_sizes, add_adapters
 from switchkd_cli.engine.models.packed import pack
@@ -269,21 +270,32 @@ def test_what_a_loss_takes_is_measured_on_a_small_example(loss):
     """Against the profiler's peak, of bfloat16 logits over a vocabulary that is large next to the knee."""
     rows, vocabulary = 16, 40_000
     torch.manual_seed(0)
-    student, teacher = (3 * torch.randn(rows, vocabulary).bfloat16() for _ in range(2))
+    student, teacher, blind = (3 * torch.randn(rows, vocabulary).bfloat16() for _ in range(3))
     student.requires_grad_(True)
-    targets, of = torch.randint(0, vocabulary, (rows,)), torch.arange(rows) // 8
     compare, reads = registry.resolve("loss", loss), registry.signature("loss", loss).positional
+    # what is matched within an example takes most of one example, as the plan's is
+    of = torch.arange(rows) // (rows if "teacher_rows" in reads else 8)
+    targets = torch.randint(0, vocabulary, (rows,))
     spans = dict.fromkeys(("teacher_spans", "student_spans"), torch.arange(rows))
     by_spans = {"teacher_targets": targets, "first_pieces": torch.arange(vocabulary), **spans}
 
     def work():
         given = {"teacher_logits": teacher.detach(), "student_logits": student}
-        given |= {"targets": targets, "rows": of, "progress": 0.5} | by_spans
+        given |= {
+            "targets": targets,
+            "rows": of,
+            "progress": 0.5,
+            "state": State(),
+            "blind_logits": blind,
+            "reference_logits": blind,
+        } | by_spans
+        given |= {"teacher_rows": of, "signs": (-1) ** (torch.arange(rows) // 4)}
         compare(*(given[name] for name in reads)).sum().backward()
 
-    paths = 1 + ("teacher_logits" in reads)
+    paths = sum(name.endswith("_logits") for name in reads)
     alignment = "bytes" if registry.signature("loss", loss).of_spans else "positions"
-    term = Term(name="t", loss=loss, to="teacher" if paths == 2 else "labels", alignment=alignment)
+    on = "pair" if registry.signature("loss", loss).of_preferences else "answer"
+    term = Term(name="t", loss=loss, to="labels" if paths == 1 else "teacher", alignment=alignment, on=on)
     peak = peak_bytes_on_cpu(work) / (rows * vocabulary) + 2 * paths  # the logits themselves
     # ids are sorted in a copy that no operation of torch shows: a byte or two a logit
     assert bytes_per_logit([term], 2, vocabulary) == pytest.approx(peak, rel=0.1, abs=1.0)

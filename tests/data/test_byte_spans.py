@@ -10,7 +10,7 @@ from transformers import AutoTokenizer
 
 from switchkd_cli.engine.batch import IGNORE
 from switchkd_cli.engine.data.byte_spans import covered, number_spans, places, token_bytes, token_ends
-from switchkd_cli.engine.data.conversation import Conversations
+from switchkd_cli.engine.data.conversation import OF_TEACHER, Conversations
 from switchkd_cli.engine.data.rows import Rows
 from switchkd_cli.engine.data.turns import llava_row
 from tests.support import tiny, unlike
@@ -56,8 +56,8 @@ def test_spans_cover_all_bytes_of_every_answer_and_both_ends(student, teacher, a
     made = example_of(student, teacher, *answers)
     covered, size = made.aligned.tolist()
     assert covered == size == sum(len(answer.strip().encode()) for answer in answers)
-    assert set(made.spans.tolist()) == set(made.teacher.spans.tolist()) != {-1}
-    for side, of in ((made, student), (made.teacher, teacher)):
+    assert set(made.spans.tolist()) == set(made.others[OF_TEACHER].spans.tolist()) != {-1}
+    for side, of in ((made, student), (made.others[OF_TEACHER], teacher)):
         learnt = side.labels != IGNORE
         assert (side.spans[learnt] >= 0).all() and (side.spans[~learnt] == -1).all()
         assert side.spans[learnt].diff().ge(0).all()
@@ -73,7 +73,7 @@ def test_one_tokenizer_on_both_sides_gives_a_span_to_every_token(kind, answers, 
     spans = made.spans[made.labels != IGNORE].tolist()
     if kind != "playground":  # its normalizer changes some texts, so that some tokens share characters
         assert spans == list(range(len(spans)))
-    assert made.spans.tolist() == made.teacher.spans.tolist()
+    assert made.spans.tolist() == made.others[OF_TEACHER].spans.tolist()
 
 
 exact = st.sampled_from(["bpe", "bytes"])
@@ -84,7 +84,7 @@ def test_a_span_is_the_same_bytes_on_both_sides(student, teacher, answer, models
     student, teacher = models[student], models[teacher]
     made = example_of(student, teacher, answer)
     spelled = []
-    for side, of in ((made, student), (made.teacher, teacher)):
+    for side, of in ((made, student), (made.others[OF_TEACHER], teacher)):
         known = token_bytes(of.inputs.tokenizer)
         by_span = {}
         for id, span in zip(side.input_ids.tolist(), side.spans.tolist(), strict=True):
@@ -113,15 +113,16 @@ def test_what_max_length_cuts_from_one_side_is_in_no_span_of_the_other(models):
     first = int((whole.labels != IGNORE).nonzero()[0])
     made = example_of(student, teacher, "three red apples", max_length=first + 6)  # "three "
     assert made.aligned.tolist() == [5, 16]
-    assert made.spans.max() == made.teacher.spans.max() >= 0
-    assert (made.teacher.spans[made.teacher.labels != IGNORE] == -1).any()
+    assert made.spans.max() == made.others[OF_TEACHER].spans.max() >= 0
+    assert (made.others[OF_TEACHER].spans[made.others[OF_TEACHER].labels != IGNORE] == -1).any()
 
 
 def test_an_answer_that_a_template_changes_is_named(models):
     student, teacher = models["bytes"], models["bpe"]
     rows = [tiny.row("r", None, ("Say it.", "three dogs"))]
     data = unlike.conversations(student, teacher, rows, None)
-    data.teacher.chat_template = data.teacher.chat_template.replace("else p.text", "else p.text | upper")
+    theirs = data.others[OF_TEACHER]
+    theirs.chat_template = theirs.chat_template.replace("else p.text", "else p.text | upper")
     with pytest.raises(Exception, match="the chat template changes the text of an answer"):
         data.text_example(0)
 
@@ -129,7 +130,7 @@ def test_an_answer_that_a_template_changes_is_named(models):
 def test_a_data_set_without_a_second_reader_has_no_spans(models):
     of = models["bpe"]
     alone = Conversations(Rows([tiny.row("r", None, ("a", "b"))], llava_row), of.inputs).text_example(0)
-    assert (alone.spans, alone.teacher, alone.aligned) == (None, None, None)
+    assert (alone.spans, alone.others, alone.aligned) == (None, {}, None)
 
 
 VOCABULARIES = os.environ.get("SWITCHKD_GGUF_VOCABULARIES")

@@ -213,7 +213,7 @@ def test_no_length_cuts_into_image_tokens(processor, tmp_path, length):
 
 def test_what_a_recipe_may_ask_of_the_playground_is_what_there_is():
     hints = get_type_hints(playground)
-    assert set(get_args(hints["kind"])) == set(KINDS)
+    assert set(get_args(hints["kind"])) == {*KINDS, "preferences"}
     assert set(get_args(hints["split"])) == set(SPLITS)
 
 

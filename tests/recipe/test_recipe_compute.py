@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from switchkd_cli.engine.cost.flops import step
+from switchkd_cli.engine.cost.flops import forward, step
 from switchkd_cli.engine.cost.model_facts import _published_model
 from switchkd_cli.engine.cost.workload import Computation, MicroBatch
 from switchkd_cli.recipe.load import load_rows
@@ -26,6 +26,7 @@ CASES = [
     ("training_scheme", "pt-sft-compute", "pt-dft"),
     ("methods/losses", "sft-compute", "kd"),
     ("methods/bits", "sft-compute", "switch-kd"),
+    ("methods/mixers", "kd-compute", "deltaprompts"),
 ]
 
 
@@ -45,8 +46,10 @@ def cost(run):
     computed = Computation(stage.paths, frozenset(stage.train))
     pictured = MicroBatch(1, 1, student.projector.tokens + 250, 100)
     text = MicroBatch(1, 0, 2048, 1348)
+    read = stage.mixer.candidates if stage.mixer else 0  # for each row that is trained on
     return stage.epochs * sum(
-        share * step(student, teacher, batch, computed) for share, batch in ((0.94, pictured), (0.06, text))
+        share * (step(student, teacher, batch, computed) + (read and read * forward(student, teacher, batch)))
+        for share, batch in ((0.94, pictured), (0.06, text))
     )
 
 

@@ -65,7 +65,7 @@ def test_what_a_task_needs_is_named() -> None:
 def test_what_a_recipe_s_benchmarks_need_is_said_before_it_is_trained(monkeypatch, capsys) -> None:
     monkeypatch.setattr(launch.preflight, "check", lambda planned: None)
     evaluation = Evaluation(world="hub", benchmarks=("ai2d",))
-    config = SimpleNamespace(evaluation=evaluation, student=None, teacher=None)
+    config = SimpleNamespace(evaluation=evaluation, student=None, teacher=None, models={})
     launch.check([SimpleNamespace(config=config), SimpleNamespace(config=config)])
     assert capsys.readouterr().err.count("ai2d needs data") == 1
 

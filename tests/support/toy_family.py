@@ -163,6 +163,7 @@ class Toy(VisionLanguageModel):
 
     model: ToyModel
     inputs: ToyInputs
+    sharded = False
 
     @property
     def parts(self) -> dict[str, tuple[nn.Module, ...]]:

@@ -116,7 +116,9 @@ def test_adamw_in_8_bits_is_bitsandbytes_and_can_not_be_sharded(tmp_path, monkey
     monkeypatch.setitem(sys.modules, "bitsandbytes.optim", theirs)
     assert type(adamw(optimizer="adamw_8bit", eps=1e-6)) is theirs.AdamW8bit
     steps = ("    steps: 10", "    steps: 10\n    optimizer: adamw_8bit")
-    with pytest.raises(UserError, match=r"stages.distill.optimizer: can't be sharded: needs deepspeed.zero: 0"):
+    with pytest.raises(
+        UserError, match=r"stages.distill.optimizer: can't be sharded, got 'adamw_8bit' with deepspeed.zero"
+    ):
         load(write(tmp_path, steps, ("title: small", "title: small\ndeepspeed: {zero: 2}")))
 
 

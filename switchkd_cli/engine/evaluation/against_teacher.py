@@ -45,7 +45,8 @@ def fidelity(paths: Paths, data: Examples, *, precision: str) -> dict[str, Any]:
         divergence += forward_kl(logits["teacher"], logits["student"]).sum().item()
         positions += len(logits["student"])
         for path, of_path in right.items():
-            of_path.append(logits[path].argmax(-1) == batch.targets[keep])
+            read, own = batch.read_by(path, keep)
+            of_path.append(logits[path].argmax(-1) == read.targets[own])
     consistency = error_consistency(*(torch.cat(of_path) for of_path in right.values()))
     means = {"agreement": agreed / positions, "kl": divergence / positions, "error_consistency": consistency}
     return {**means, "positions": positions}

@@ -63,7 +63,12 @@ def add_adapters(model: "VisionLanguageModel", spec: Lora, seed: int) -> None:
     layers = next(name for name, module in model.model.named_modules() if module is model.language.layers)
     # the whole name: a tower may have layers of the same kinds
     target = rf"{re.escape(layers)}\..*\.({'|'.join(kinds)})"
-    sizes = {"r": spec.rank, "lora_alpha": spec.scale, "lora_dropout": spec.dropout, "use_dora": spec.dora}
+    sizes: dict[str, Any] = {
+        "r": spec.rank,
+        "lora_alpha": spec.scale,
+        "lora_dropout": spec.dropout,
+        "use_dora": spec.dora,
+    }
     vars(model.model).pop("peft_config", None)  # of an earlier stage
     with torch.random.fork_rng():
         torch.manual_seed(seed)
@@ -84,10 +89,10 @@ def save_adapters(model: "VisionLanguageModel", folder: Path) -> None:
 
 def merge(model: "VisionLanguageModel") -> dict[str, nn.Module]:
     """Make the adapters part of L's weights, its layers plain ones; return the others that were there, by name."""
-    named = [(name, of) for name, of in model.language.named_modules() if not name.endswith(".base_layer")]
+    named = [(name, of) for name, of in model.model.named_modules() if not name.endswith(".base_layer")]
     layers = {name: of for name, of in named if isinstance(of, PackedLinear) or hasattr(of, "lora_A")}
     for name, layer in layers.items():
-        model.language.set_submodule(name, _plain(layer))
+        model.model.set_submodule(name, _plain(layer))
     return layers
 
 
@@ -99,7 +104,7 @@ def merged(model: "VisionLanguageModel") -> Iterator[None]:
         yield
     finally:
         for name, layer in layers.items():
-            model.language.set_submodule(name, layer)
+            model.model.set_submodule(name, layer)
 
 
 def _plain(layer: Any) -> nn.Linear:

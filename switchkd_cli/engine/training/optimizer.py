@@ -142,6 +142,7 @@ def make_schedule(optimizer: Optimizer, stage: Stage, steps: int) -> LambdaLR:
     """Return the stage's schedule over `steps`. Raises UserError for parameters that don't fit one another."""
     given = {"num_warmup_steps": round(stage.warmup * steps), "num_training_steps": steps}
     taken = registry.signature("schedule", stage.schedule).positional
+    forbid_kernels()  # where they are installed, transformers imports peft with its schedules, and that bitsandbytes
     try:
         make = registry.resolve("schedule", stage.schedule)
         schedule = make(optimizer, **{k: v for k, v in given.items() if k in taken}, **stage.schedule_parameters)
