@@ -243,9 +243,7 @@ class Paths(nn.Module):
             values["attention"] = once(shared, ("attention", path), lambda: language.attention(read, values["tokens"]))
             values["focus"] = apply(lambda heads: heads.mean(-1), values["attention"])
         if "attentions" in from_images:
-            values["attentions"] = once(
-                shared, ("every layer", path), lambda: language.attentions(read, values["tokens"])
-            )
+            values["attentions"] = once(shared, ("layers", path), lambda: language.attentions(read, values["tokens"]))
         if of_text:
             hidden: Tensor = once(shared, path.model_copy(update={"head": None}), of_tokens)
             if path.head:
@@ -272,9 +270,8 @@ class Paths(nn.Module):
         blank = not batch.images and of_student and any(p.requires_grad for p in parameters)
 
         def images_of(model: str) -> Sequence[ImageInput]:
-            given = once(
-                shared, ("images", model, path.images), lambda: batch.reading(model).shown(path.images, batch.mixture)
-            )
+            way, read = ("images", model, path.images), batch.reading(model)
+            given = once(shared, way, lambda: read.shown(path.images, batch.mixture))
             return [self.model(model).blank_image()] if blank else given
 
         images = images_of(sees)

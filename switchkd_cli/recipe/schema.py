@@ -26,8 +26,8 @@ Recomputed = Literal["vision", "student", "switch"]
 RECOMPUTED = get_args(Recomputed)
 
 # Figures that the best checkpoint may be chosen by, in addition to each term's loss/<term>: the lowest or highest is best.
-LOWER = ("loss", "student_ce", "kl/student", "switch_gap")
 HIGHER = ("agreement/student", "agreement/switch", "validation/agreement", "validation/exact_match")
+FIGURES = ("loss", "student_ce", "kl/student", "switch_gap", *HIGHER)
 VALIDATION = "validation/"  # begins the names of figures that are not the training's
 
 DEFAULT_TRACKERS = ("tensorboard",)

@@ -14,17 +14,7 @@ from switchkd_cli import registry
 from switchkd_cli.benchmarks import BENCHMARKS, ROW_METRICS, refusal
 from switchkd_cli.errors import did_you_mean
 from switchkd_cli.recipe.problems import fitted, misfit
-from switchkd_cli.recipe.schema import (
-    BUILT_IN,
-    HIGHER,
-    LEARNING,
-    LOWER,
-    MODULES,
-    VALIDATION,
-    PathSpec,
-    RowFormat,
-    through,
-)
+from switchkd_cli.recipe.schema import BUILT_IN, FIGURES, LEARNING, MODULES, VALIDATION, PathSpec, RowFormat, through
 from switchkd_cli.recipe.yaml_positions import Step, at, item_name, listed, mapping, mappings, trained_on
 
 Location = tuple[Step, ...]
@@ -417,7 +407,7 @@ def _deepspeed(data: Mapping[str, Any]) -> Iterator[Problem]:
 def _checkpoints(data: Mapping[str, Any]) -> Iterator[Problem]:
     stages = [stage for _, stage in mappings(data.get("stages"))]
     terms = [term for stage in stages for _, term in mappings(stage.get("objective"))]
-    figures = [*LOWER, *HIGHER, *dict.fromkeys(f"loss/{item_name(term)}" for term in terms)]
+    figures = [*FIGURES, *dict.fromkeys(f"loss/{item_name(term)}" for term in terms)]
     figures = [name for name in figures if not name.startswith(VALIDATION)]
     best, path = mapping(data.get("checkpoints")).get("best"), ("checkpoints", "best")
     if stages and stages[-1].get("validation") is not None:  # the last stage's best model is saved

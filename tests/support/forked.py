@@ -24,9 +24,8 @@ ANY = {
     "steps": 1,
     "objective": [{"loss": "cross_entropy"}],
 }
-check_schedules(
-    [Stage.model_validate(ANY)]
-)  # imports transformers' schedules, and with them peft: seconds in each child
+# it imports transformers' schedules and, with them, peft: seconds in each child
+check_schedules([Stage.model_validate(ANY)])
 FORK = multiprocessing.get_context("fork")
 PATIENCE = 900  # seconds until something is taken to hang
 

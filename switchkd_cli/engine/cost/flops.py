@@ -40,12 +40,9 @@ def step(student: ModelShape, teacher: ModelShape | None, batch: MicroBatch, com
         operations += inputs * (not own) * passes * 2 * batch.images * student.features * computed.adapter
     for path in paths:
         own = path.language == "student"
-        how = {
-            "gradient": "student" in path.models,
-            "weights": own and "language" in train and computed.low_rank is None,
-        }
-        again = ("student" if own else "switch") in recomputed
-        operations += _language(shapes[path.language].language, batch.read_by(path.language), **how, recomputed=again)
+        how = {"gradient": "student" in path.models, "recomputed": ("student" if own else "switch") in recomputed}
+        weights = own and "language" in train and computed.low_rank is None
+        operations += _language(shapes[path.language].language, batch.read_by(path.language), weights=weights, **how)
     return round(operations)
 
 

@@ -70,10 +70,8 @@ def estimate_run(
         pair = ModelPair(student.shape, vocabulary.shared)
         if teacher is not None:  # it stays in memory in every stage, as it is built before the first
             frozen = sum(model.shape.parameters for model in known.values()) - student.shape.parameters
-            further = {name: known[name].shape for name in config.further_teachers}
-            pair = replace(
-                pair, teacher=teacher.shape, teacher_parameters=frozen, teachers=further, kept=config.teacher
-            )
+            others = {name: known[name].shape for name in config.further_teachers}
+            pair = replace(pair, teacher=teacher.shape, teacher_parameters=frozen, teachers=others, kept=config.teacher)
             if config.switch.adapter is not None:
                 widths = student.shape.vision.width, teacher.shape.vision.width
                 pair = replace(pair, adapter=(*widths, teacher.family.seam.levels(teacher.config)))
@@ -187,18 +185,15 @@ def _estimate_work(
     """
     gpus, steps, state = estimate.gpus, estimate.steps, STATE * models.trained(frozenset(stage.train))
     recomputed = frozenset(stage.activation_checkpointing)
-    packed = {"student"} if models.packed else set()
-    if models.kept is not None and models.kept.bits is not None:
-        packed.add("teacher")
-    if models.kept is not None and models.kept.weights == "offloaded":
+    kept, bits = models.kept, {"student": models.packed, "teacher": models.kept and models.kept.bits}
+    if kept is not None and kept.weights == "offloaded":
         recomputed |= {"switch"}
     if "before" in stage.models:
         models = replace(models, teacher_parameters=models.teacher_parameters + models.student.parameters)
-    further: dict[str, Any] = {"rounded": stage.bits is not None, "known": stage.readings, "teachers": models.teachers}
-    further |= {"low_rank": models.low_rank and models.low_rank[1], "packed": frozenset(packed)}
-    computed = Computation(
-        frozenset(stage.readings), frozenset(stage.train), recomputed, prod(models.adapter), **further
-    )
+    how: dict[str, Any] = {"recomputed": recomputed, "adapter": prod(models.adapter), "rounded": stage.bits is not None}
+    how |= {"low_rank": models.low_rank and models.low_rank[1], "packed": frozenset(of for of in bits if bits[of])}
+    how |= {"known": stage.readings, "teachers": models.teachers}
+    computed = Computation(frozenset(stage.readings), frozenset(stage.train), **how)
     both = models.student, models.teacher
     grouped, precision = stage.group_by is not None, precision_of(run.config.precision, machine.zero)
     logit_bytes = loss_memory.bytes_per_logit(stage.objective, precision.compute, models.vocabulary)

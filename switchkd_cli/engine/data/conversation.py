@@ -321,11 +321,9 @@ class Conversations(Dataset[Example]):
             return row
         around = self.prompt.split("{question}")
         parts = [[text.replace("{answer}", answer) for text in around] for _, answer in row.exchanges]
-        written = tuple(
-            (question.join(of), answer) for of, (question, answer) in zip(parts, row.exchanges, strict=True)
-        )
+        asked = tuple((question.join(of), answer) for of, (question, answer) in zip(parts, row.exchanges, strict=True))
         places = tuple((at, offset and offset + len(parts[at][0])) for at, offset in row.places)
-        return replace(row, exchanges=written, places=places)
+        return replace(row, exchanges=asked, places=places)
 
     @cached_property
     def _before_answer(self) -> int:

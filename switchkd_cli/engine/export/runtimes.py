@@ -49,9 +49,8 @@ def export(model: str | Path, to: str, out: Path, bits: int | None = None, *, sq
     blueprint = check_checkpoint(str(model), "model")
     problems = [*runtime.refuses(blueprint)]
     if not square_images:
-        problems += [
-            f"{why}; or make images square first and add --square-images" for why in runtime.stretches(blueprint)
-        ]
+        square = "or make images square first and add --square-images"
+        problems += [f"{why}; {square}" for why in runtime.stretches(blueprint)]
     if bits and bits not in runtime.low:
         can = f"must be {' or '.join(map(str, runtime.low))}" if runtime.low else "it lowers the precision as it loads"
         problems.append(f"--bits: {can}, got {bits}")

@@ -17,15 +17,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from switchkd_cli.engine.losses.ops.state import State, ema, updated_by
-from switchkd_cli.engine.losses.ops.vocabulary import (
-    FLOOR,
-    kl,
-    log_probabilities,
-    mask_padding,
-    mix,
-    padding_columns,
-    without_padding,
-)
+from switchkd_cli.engine.losses.ops.vocabulary import FLOOR, kl, log_probabilities, mix, without_padding
 
 
 def forward_kl(teacher_logits: Tensor, student_logits: Tensor, *, temperature: float = 1.0) -> Tensor:
@@ -78,8 +70,7 @@ def grounded_kl(
     up to a constant, KL(p_S || p_B), the language prior, plus the mean over p_S of log p_B - log p_T, the visual grounding; here
     the second counts ``visual`` times: at 1 it is reverse_kl. One reading of VGS (2606.00564), which steers gradients.
     """
-    padding = padding_columns(teacher_logits, blind_logits)
-    teacher, blind = (mask_padding(z.detach(), padding) for z in (teacher_logits, blind_logits))
+    teacher, blind = without_padding(teacher_logits, blind_logits)
     return reverse_kl(blind + visual * (teacher - blind), student_logits, temperature=temperature)
 
 

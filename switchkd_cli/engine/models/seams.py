@@ -138,9 +138,8 @@ class Tower(_Seam):
         tiles, values = self._counts(core, images) or [1] * len(features), _as_read(flat(features), core)
         if not self.places:
             values = values.unflatten(0, (sum(tiles), -1))
-            values = pad(
-                values, (0, 0, dropped_features(core.config), 0)
-            )  # a place for the one that transformers drops
+            # with a place for the one that transformers drops
+            values = pad(values, (0, 0, dropped_features(core.config), 0))
         every_layer = (values,) * (len(self.vision_layers(core)) + 1)
         visual = self.visual(images, values.dtype) if images else {"pixel_values": values}
 

@@ -78,9 +78,8 @@ class ChunkedObjective:
             # what only a score or `also` names learns nothing
             hidden = [of if path in self.compared else of.detach() for path, of in zip(self.paths, hidden, strict=True)]
             # autograd doesn't tell a function that gradients are switched off
-            weights = [
-                of if torch.is_grad_enabled() else of.detach() for of in (heads.weights[path] for path in self.paths)
-            ]
+            weights = [heads.weights[path] for path in self.paths]
+            weights = weights if torch.is_grad_enabled() else [of.detach() for of in weights]
             chunks = self._chunks(inputs.batch, inputs.keep, max(heads.columns[path] for path in self.paths))
             total = total + _GradientInForward.apply(loss_of_chunk, chunks, self.paths, heads, *hidden, *weights)
         return total, {term.name: parts[term.name] for term in self.terms}

@@ -342,9 +342,7 @@ def _names(rows: Sequence[str]) -> str:
     return ", ".join(rows[:MAX_NAMED]) + more
 
 
-def train(
-    stage: Stage, paths: Paths, data: Examples, *, writer: CheckpointWriter | None = None, **settings: Any
-) -> None:
+def train(stage: Stage, paths: Paths, data: Examples, **settings: Any) -> None:
     """Train the stage's parts of `paths.student` in place and log a line of figures for every step.
 
     Warnings derived from the diagnostics (`TrainingWarnings`) are logged as events. With a `writer`, checkpoints are
@@ -354,8 +352,8 @@ def train(
     Raises UserError when too many examples can't be used, when a trained part never had a gradient or a term nothing to
     compare, or (exit code 1) when a term or the gradient is non-finite, naming them; Stopped for a stop signal.
     """
-    loop = Loop(stage, paths, data, writer=writer, **settings)
-    if writer is not None:
-        writer.restore(loop.load_state_dict)
+    loop = Loop(stage, paths, data, **settings)
+    if loop.writer is not None:
+        loop.writer.restore(loop.load_state_dict)
     loop.run()
     loop.finish()

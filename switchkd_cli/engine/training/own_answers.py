@@ -129,10 +129,7 @@ class OwnAnswers:
         autocast = torch.autocast(device.type, torch.bfloat16, enabled=bf16)
         with torch.no_grad(), trainer.replica.complete_student() as student, autocast:
             student.eval()
-            asked = [
-                self._asked(student, batch, rows)
-                for batch, rows in zip(group, self._own_rows(group, step), strict=True)
-            ]
+            asked = [self._asked(student, *each) for each in zip(group, self._own_rows(group, step), strict=True)]
             every = [of for each in asked for of in each.values()]
             while due := [(of, *each) for of in every for each in self._due(of)]:
                 due.sort(key=lambda each: len(each[2]))  # little padding

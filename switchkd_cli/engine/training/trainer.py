@@ -197,12 +197,9 @@ class Trainer:
 
         Nothing for a single term without an adapter, nor through a sharded teacher, as processes may have unlike terms.
         """
-        if self.paths.teacher is not None and self.paths.teacher.sharded:
-            return {}
-        if (
-            sum(bool(term.weight) for term in self.stage.objective) < 2
-            and not {"vision", "adapter"} <= self.parts.keys()
-        ):
+        teacher, weighted = self.paths.teacher, sum(bool(term.weight) for term in self.stage.objective)
+        single = weighted < 2 and not {"vision", "adapter"} <= self.parts.keys()
+        if single or (teacher is not None and teacher.sharded):
             return {}
         outputs = self.replica.outputs_to_probe(inputs.outputs, inputs.batch, self.loss.outputs, inputs.keep)
         if outputs is None:

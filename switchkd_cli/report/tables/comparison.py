@@ -136,9 +136,8 @@ def _over_seeds(rows: Sequence[RowRuns], columns: Columns) -> Iterator[Table]:
 def _low_bits(runs: Sequence[ScoredRun], columns: Columns) -> Iterator[Table]:
     """The size of each model with few bits, and its average minus that of the same model in full, where this is a row too."""
     low = [run for run in runs if "bits" in run.results]
-    full = {
-        RunFolder(run.path).model if run.is_run else Path(run.results["model"]): run for run in runs if run not in low
-    }
+    others = [run for run in runs if run not in low]
+    full = {RunFolder(run.path).model if run.is_run else Path(run.results["model"]): run for run in others}
 
     def minus_full(run: ScoredRun) -> Cell:
         other = full.get(Path(run.results["model"]))
