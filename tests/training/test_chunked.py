@@ -13,7 +13,7 @@ from switchkd_cli.engine.paths import Paths
 from switchkd_cli.engine.training.chunked import ChunkedObjective
 from switchkd_cli.engine.training.diagnostics import Diagnostics
 from switchkd_cli.engine.training.objective import LossInputs, Objective
-from switchkd_cli.recipe.schema import Term
+from switchkd_cli.recipe.schema import BUILT_IN, Term
 from tests.support import tiny
 
 dense_objective = partial(ChunkedObjective, dense=True)
@@ -22,6 +22,7 @@ SPOKEN = [
     for name in registry.LOSSES
     if any(kind == "logits" for _, kind in registry.signature("loss", name).reads)
     and not registry.signature("loss", name).of_spans  # tests/training/test_unlike_tokenizers.py
+    and set(registry.signature("loss", name).sides) <= BUILT_IN.keys()  # no path that a recipe has to name
 ]
 SWITCH_KD = [
     Term(name="ce", loss="cross_entropy"),
