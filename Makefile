@@ -100,10 +100,10 @@ bench: $(INSTALLED)
 setup: $(INSTALLED)
 
 test: $(INSTALLED_TEST)
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --hypothesis-profile=ci
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder --hypothesis-profile=ci
 
 test-fast: $(INSTALLED_TEST)
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --hypothesis-profile=ci -m "not slow"
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder --hypothesis-profile=ci -m "not slow"
 
 # What pyproject.toml declares, at its edges. Each lower bound becomes a pin, so a bound that can't be installed fails.
 test-oldest: .venv-oldest/lowest.txt

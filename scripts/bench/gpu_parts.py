@@ -77,11 +77,12 @@ def parity() -> Iterator[Row]:
 def _terms() -> Iterator[tuple[str, dict[str, Any]]]:
     """Yield every loss of the registry that both models' common tokenizer and tower allow, of each path."""
     from switchkd_cli import registry
+    from switchkd_cli.recipe.schema import BUILT_IN
 
     for name in registry.LOSSES:
         told = registry.signature("loss", name)
-        if told.of_spans:
-            continue  # tokens of unlike tokenizers
+        if told.of_spans or not set(told.sides) <= BUILT_IN.keys():
+            continue  # tokens of unlike tokenizers, or a path that a recipe has to name
         against = any(side == "teacher" for side, _ in told.reads)
         for of in ("student", "switch"):
             if of == "switch" and not against:
@@ -331,7 +332,7 @@ def _trainer_step(paths: Any, given: Any, folder: str, **how: Any) -> dict[str, 
 
 
 def fsdp() -> Iterator[Row]:
-    """Yield SFT's step under FSDP2, with one process: plain torch around the student, the package has none."""
+    """Yield SFT's step under FSDP2, with one process, which FSDP2 of the package leaves whole: plain torch around the student."""
     import torch.distributed as dist
     from torch.distributed.fsdp import fully_shard
 
@@ -342,7 +343,7 @@ def fsdp() -> Iterator[Row]:
         fully_shard(layer, mesh=mesh)
     fully_shard(model, mesh=mesh)
     variant = Variant("SFT", partial(nullcontext, _plain_step(model, model, inputs)))
-    yield from _measured("FSDP2, one process: plain torch, the package has none", [variant])
+    yield from _measured("FSDP2, one process: plain torch around the student", [variant])
 
 
 def _whole_student() -> tuple[nn.Module, dict[str, torch.Tensor]]:
