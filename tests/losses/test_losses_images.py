@@ -34,15 +34,15 @@ CASES = {
 cases = pytest.mark.parametrize("name", CASES)
 
 
-def both(name, teacher, student, *beside, **parameters):
+def both(name, teacher, student, *further, **parameters):
     """Return value and gradient of the loss, and of the formula image by image."""
     formula = getattr(reference, CASES[name][2])
 
     def ours(t, s):
-        return getattr(losses, name)(t, s, *beside, **parameters)
+        return getattr(losses, name)(t, s, *further, **parameters)
 
     def theirs(t, s):
-        return torch.stack([formula(*one, **parameters) for one in zip(t, s, *beside, strict=True)])
+        return torch.stack([formula(*one, **parameters) for one in zip(t, s, *further, strict=True)])
 
     return value_and_gradient(ours, teacher, student), value_and_gradient(theirs, teacher, student)
 
@@ -58,20 +58,20 @@ def test_equals_the_explicit_formula(name):
 @cases
 def test_the_teacher_gets_no_gradient_and_half_precision_is_computed_in_float32(name):
     given, parameters, _ = CASES[name]
-    teacher, student, *beside = (x.clone().requires_grad_() for x in given)
+    teacher, student, *further = (x.clone().requires_grad_() for x in given)
     loss = getattr(losses, name)
-    loss(teacher, student, *beside, **parameters).sum().backward()
+    loss(teacher, student, *further, **parameters).sum().backward()
     assert student.grad.abs().sum() > 0
-    assert all(x.grad is None for x in (teacher, *beside))
-    half = [x.detach().bfloat16() for x in (teacher, student, *beside)]
+    assert all(x.grad is None for x in (teacher, *further))
+    half = [x.detach().bfloat16() for x in (teacher, student, *further)]
     assert loss(*half, **parameters).dtype == torch.float32
 
 
 @cases
 def test_no_pictures_no_loss(name):
     given, parameters, _ = CASES[name]
-    teacher, student, *beside = (x[:0].clone().requires_grad_() for x in given)
-    value = getattr(losses, name)(teacher, student, *beside, **parameters)
+    teacher, student, *further = (x[:0].clone().requires_grad_() for x in given)
+    value = getattr(losses, name)(teacher, student, *further, **parameters)
     assert value.shape == (0,)
     value.sum().backward()
 
@@ -148,8 +148,8 @@ RELATIONS |= {name: name for name in ("cka", "token_graph", "contrastive", "pseu
 
 
 def relation(name, teacher, student, rows):
-    beside = (rows, rows) if name == "cka" else (rows,)
-    return getattr(losses, name)(teacher, student, *beside)
+    further = (rows, rows) if name == "cka" else (rows,)
+    return getattr(losses, name)(teacher, student, *further)
 
 
 @pytest.mark.parametrize("rows", [ROWS, torch.tensor([0, 2, 2, 5, 5, 5])], ids=["3 each", "1, 2 and 3"])
@@ -243,21 +243,21 @@ def test_matching_equals_the_best_of_all_pairings(name, counts):
     if name == "matched_kl":
         rows = [of[seen] for of, seen in zip(rows, image, strict=True)]
     teacher, student = (drawn(len(of), 7, seed=seed) for seed, of in enumerate(rows))
-    beside = image if name == "affinity" else []
+    further = image if name == "affinity" else []
 
     def theirs(t, s):
         examples = [[of == row for of in rows] for row in (0, 3)]
-        each = ([of[here] for of, here in zip(beside, at, strict=False)] for at in examples)
+        each = ([of[here] for of, here in zip(further, at, strict=False)] for at in examples)
         formula = getattr(reference, name)
         return torch.cat([formula(t[a], s[b], *more) for (a, b), more in zip(examples, each, strict=True)])
 
-    value, gradient = value_and_gradient(lambda t, s: getattr(losses, name)(t, s, *rows, *beside), teacher, student)
+    value, gradient = value_and_gradient(lambda t, s: getattr(losses, name)(t, s, *rows, *further), teacher, student)
     value_expected, gradient_expected = value_and_gradient(theirs, teacher, student)
     torch.testing.assert_close(value, value_expected, rtol=1e-9, atol=1e-12)
     torch.testing.assert_close(gradient, gradient_expected, rtol=1e-8, atol=1e-12)
     assert int((value > 0).sum()) == 2 * min(more, less)
     teacher, student = teacher.bfloat16().requires_grad_(), student.bfloat16().requires_grad_()
-    half = getattr(losses, name)(teacher, student, *rows, *beside)
+    half = getattr(losses, name)(teacher, student, *rows, *further)
     half.sum().backward()
     assert half.dtype == torch.float32 and teacher.grad is None
 
@@ -284,8 +284,8 @@ def test_states_that_are_no_numbers_cost_nan_in_their_own_example_alone(name, br
     states = [drawn(6, 7, seed=1), drawn(6, 7, seed=2)]
     states[broken][4] = torch.nan
     image = torch.tensor([True, True, False] * 2)
-    beside = {"matched_kl": (ROWS, ROWS), "affinity": (ROWS, ROWS, image, image), "pseudo_classes": (ROWS,)}[name]
-    value = getattr(losses, name)(*states, *beside)
+    further = {"matched_kl": (ROWS, ROWS), "affinity": (ROWS, ROWS, image, image), "pseudo_classes": (ROWS,)}[name]
+    value = getattr(losses, name)(*states, *further)
     assert value[:3].isfinite().all() and value[3:].isnan().any()
 
 

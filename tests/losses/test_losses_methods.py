@@ -10,8 +10,8 @@ from tests.support.registered_losses import losses
 
 ROWS = torch.tensor([0, 0, 0, 2, 3, 3])  # rows of data with 3, 1 and 2 positions; one has none
 TARGETS = torch.tensor([3, 0, 96, 3, 7, 50])
-BESIDE = {"decoupled_kd": (TARGETS,), "taid": (0.25,), "sinkhorn": (ROWS,), "plackett_luce": (TARGETS,)}
-BESIDE |= {"swing_kl": (TARGETS,), "top_k_kl": (), "partial_ranking": ()}
+FURTHER = {"decoupled_kd": (TARGETS,), "taid": (0.25,), "sinkhorn": (ROWS,), "plackett_luce": (TARGETS,)}
+FURTHER |= {"swing_kl": (TARGETS,), "top_k_kl": (), "partial_ranking": ()}
 VARIANTS = [
     ("decoupled_kd", {}),
     ("decoupled_kd", {"temperature": 4.0, "alpha": 0.5, "beta": 8.0}),
@@ -28,12 +28,12 @@ VARIANTS = [
     ("sinkhorn", {}),
     ("sinkhorn", {"temperature": 1.0, "smoothing": 0.5, "iterations": 3}),
 ]
-names = pytest.mark.parametrize("name", BESIDE)
+names = pytest.mark.parametrize("name", FURTHER)
 
 
 def ours(name, **parameters):
     """Return the loss as a function of teacher and student logits only."""
-    return lambda teacher, student: getattr(losses, name)(teacher, student, *BESIDE[name], **parameters)
+    return lambda teacher, student: getattr(losses, name)(teacher, student, *FURTHER[name], **parameters)
 
 
 def theirs(name, **parameters):
@@ -43,7 +43,7 @@ def theirs(name, **parameters):
         if name == "sinkhorn":
             sets = [row == ROWS for row in ROWS.unique()]
             return torch.cat([formula(teacher[chosen], student[chosen], **parameters) for chosen in sets])
-        each = (of.tolist() if isinstance(of, torch.Tensor) else [of] * len(teacher) for of in BESIDE[name])
+        each = (of.tolist() if isinstance(of, torch.Tensor) else [of] * len(teacher) for of in FURTHER[name])
         return torch.stack([formula(*one, **parameters) for one in zip(teacher, student, *each, strict=True)])
 
     return loss
@@ -59,7 +59,7 @@ def test_equals_the_explicit_formula(name, parameters):
 
 
 @pytest.mark.parametrize(
-    "name", sorted(BESIDE.keys() - {"taid", "swing_kl"})
+    "name", sorted(FURTHER.keys() - {"taid", "swing_kl"})
 )  # theirs moves with the student, undifferentiated
 def test_gradient_is_the_slope(name):
     teacher, student = language_logits(6, 97, seed=2)
@@ -106,8 +106,8 @@ def test_equal_logits_cost_nothing(name):
 @names
 def test_no_positions_no_loss(name):
     student = torch.zeros(0, 12, requires_grad=True)
-    beside = (of[:0] if isinstance(of, torch.Tensor) else of for of in BESIDE[name])
-    value = getattr(losses, name)(torch.zeros(0, 12), student, *beside)
+    further = (of[:0] if isinstance(of, torch.Tensor) else of for of in FURTHER[name])
+    value = getattr(losses, name)(torch.zeros(0, 12), student, *further)
     assert value.shape == (0,)
     value.sum().backward()
 

@@ -119,7 +119,7 @@ class Trainer:
         weighted = [term for term in self.stage.objective if term.weight]
         self.compared = {term.name for term in weighted if normalizers.counts[self.objective.counted(term)]}
         factor = self.schedule.lr_lambdas[0](self.schedule.last_epoch)
-        rates, weights, states = self._learning_rates(), self.states.weights(progress), self.states.adding()
+        rates, weights, states = self._learning_rates(factor), self.states.weights(progress), self.states.adding()
         losses: dict[str, float] = {}
         diagnostics: dict[str, float] = {}
         non_finite: list[NonFinite] = []
@@ -169,9 +169,8 @@ class Trainer:
         """The share of the stage's steps that were taken."""
         return self.schedule.last_epoch / self.steps
 
-    def _learning_rates(self) -> dict[str, float]:
-        """Return the stage's learning rate now, `lr`, and `lr/<part>` of each part that has a scale of its own."""
-        factor = self.schedule.lr_lambdas[0](self.schedule.last_epoch)
+    def _learning_rates(self, factor: float) -> dict[str, float]:
+        """Return the stage's learning rate, `lr`, at this `factor` of its schedule, and `lr/<part>` of parts with a scale of their own."""
         scaled = [(part, scale) for part, scale in self.stage.lr_scale.items() if part in self.parts]
         of_parts = {f"lr/{part}": self.stage.lr * scale * factor for part, scale in scaled}
         return {"lr": self.stage.lr * factor, **of_parts}
