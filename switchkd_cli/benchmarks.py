@@ -261,9 +261,9 @@ def refusal(name: str, tasks_path: str | None = None) -> str:
 
 def needs(names: Iterable[str], tasks_path: str | None = None) -> list[str]:
     """What stock benchmarks need from outside, in words: their data, and a judge model where their code mentions one."""
-    tasks, found = known_tasks(tasks_path), []
+    found = []
     for name in (name for name in names if name not in OURS):
-        for task in (tasks[each] for each in expanded(name, tasks_path)):
+        for task in (known_tasks(tasks_path)[each] for each in expanded(name, tasks_path)):
             path = task.config.get("dataset_path")
             if path is not None and path not in FORMATS and not Path(path).exists():
                 found.append(f"{name} needs data {path} (network, unless cached; gated data: hf auth login)")

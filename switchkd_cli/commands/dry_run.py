@@ -45,6 +45,7 @@ def show_plans(
     estimates: list[plan.RunEstimate] = []
     first: dict[str, Run] = {}
     looked_at: list[object] = []  # the data of runs, most of which share them: a look reads many images
+    sampled: dict[str, Any] = {}
     for run, machine in zip(runs, machines, strict=True):
         same = first.setdefault(run.key, run)
         show_plan(run, root, same)
@@ -52,7 +53,8 @@ def show_plans(
             stages = [(stage.data_sets, stage.validation) for stage in run.config.stages]
             about = run.config.data, run.config.evaluation, stages
             try:
-                estimates.append(launch.estimate(run, machine, root, planned, look=about not in looked_at))
+                look = about not in looked_at
+                estimates.append(launch.estimate(run, machine, root, planned, look=look, sampled=sampled))
             except plan.Misfit as misfit:
                 show_pair(misfit.facts)
                 raise

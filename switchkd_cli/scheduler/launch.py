@@ -200,11 +200,11 @@ def export(model: str, to: str, out: Path, bits: int | None, *, square_images: b
     return export(model, to, out, bits, square_images=square_images)
 
 
-def estimate(run: Run, machine: Machine, root: Path, planned: Mapping[Path, Run], *, look: bool = True) -> RunEstimate:
-    """Estimate what the run needs on a machine, with a look at its data; nothing is loaded, downloaded or trained."""
+def estimate(run: Run, machine: Machine, root: Path, planned: Mapping[Path, Run], **more: Any) -> RunEstimate:
+    """Estimate what the run needs on a machine; nothing is loaded, downloaded or trained. See `run_estimate.estimate_run`."""
     from switchkd_cli.engine.cost.run_estimate import estimate_run
 
-    return estimate_run(run, machine, root, planned, look=look)
+    return estimate_run(run, machine, root, planned, **more)
 
 
 def examples(spec: DataSet, root: Path, count: int) -> list[tuple[Any, list[Any]]]:

@@ -65,9 +65,10 @@ def test_every_row_of_every_recipe_has_a_complete_plan(file, away):
     in_playground = any((RECIPES / "playground" / f"{name}.yaml").exists() for name in made_by_others(file))
     rows = load_rows(file, world="playground" if in_playground else None)
     write_few_rows(file)
-    planned = {run_folder.folder(away, run).model: run for run in rows}
+    planned, sampled = {run_folder.folder(away, run).model: run for run in rows}, {}
     for run in rows:
-        plan = launch.estimate(run, planned_machine(None, run.config.precision), away, planned)
+        machine = planned_machine(None, run.config.precision)
+        plan = launch.estimate(run, machine, away, planned, look=run is rows[0], sampled=sampled)
         assert all(model.parameters for model in plan.models)
         for stage in plan.stages:
             assert stage.steps and stage.hours and sum(stage.memory.values())

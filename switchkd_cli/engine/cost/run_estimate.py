@@ -37,10 +37,17 @@ STATE = 12  # bytes of a trained parameter in a checkpoint: itself and AdamW's t
 
 
 def estimate_run(
-    run: Run, machine: Machine, root: Path, planned: Mapping[Path, Run], *, look: bool = True
+    run: Run,
+    machine: Machine,
+    root: Path,
+    planned: Mapping[Path, Run],
+    *,
+    look: bool = True,
+    sampled: dict[str, DataSample | None] | None = None,
 ) -> RunEstimate:
     """Estimate what the run needs, with a `look` at its data. `planned` holds, by their model folders, runs that can make a checkpoint it names.
 
+    `sampled` keeps what was sampled of data sets, for runs after it that read the same ones in the same way.
     Raises Misfit where student and teacher are both here and don't fit each other, and UserError where a data file is no
     data, or a stage needs images that its data don't have.
     """
@@ -78,12 +85,17 @@ def estimate_run(
                 told = f"switch.adapter: {pair.adapter_parameters:,} parameters, not saved with the student"
                 estimate.notes.append(told)
     samples: dict[str, DataSample] = {}
+    sampled = {} if sampled is None else sampled
     if isinstance(student, KnownModel):
         with tempfile.TemporaryDirectory() as scratch:
             for name in dict.fromkeys(name for stage in config.stages for name in stage.data_sets):
                 read = any(stage.needs_teacher for stage in config.stages if name in stage.data_sets)
                 own = teacher.blueprint if teacher is not None and read else None
-                found = sample_data(config.data[name], student, root, Path(scratch), own, by_bytes=by_bytes)
+                key = repr((config.data[name], config.student, own and config.teacher, by_bytes, config.needs_template))
+                found = sampled.get(key)
+                if key not in sampled or (look and found and found.opened):  # whose index may be in a scratch folder
+                    found = sample_data(config.data[name], student, root, Path(scratch), own, by_bytes=by_bytes)
+                    sampled[key] = found
                 if found is not None:
                     samples[name] = found
             opened = {name: sample.opened for name, sample in samples.items() if sample.opened is not None}
