@@ -8,6 +8,7 @@ import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
+from unittest.mock import patch
 
 import torch
 from torch import Tensor, nn
@@ -142,9 +143,10 @@ def make_schedule(optimizer: Optimizer, stage: Stage, steps: int) -> LambdaLR:
     """Return the stage's schedule over `steps`. Raises UserError for parameters that don't fit one another."""
     given = {"num_warmup_steps": round(stage.warmup * steps), "num_training_steps": steps}
     taken = registry.signature("schedule", stage.schedule).positional
-    forbid_kernels()  # where they are installed, transformers imports peft with its schedules, and that bitsandbytes
     try:
-        make = registry.resolve("schedule", stage.schedule)
+        # where it is installed, transformers imports peft with its schedules, and that torch's compiler: a second
+        with patch("transformers.utils.is_peft_available", lambda: False):
+            make = registry.resolve("schedule", stage.schedule)
         schedule = make(optimizer, **{k: v for k, v in given.items() if k in taken}, **stage.schedule_parameters)
         factors = [schedule.lr_lambdas[0](step) for step in {0, *given.values(), steps // 2}]
         if not all(math.isfinite(factor) and factor >= 0 for factor in factors):
