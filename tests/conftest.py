@@ -1,5 +1,6 @@
 """Every test runs offline, on one thread and with a cache folder of its own process; what it starts sees this checkout."""
 
+import gc
 import os
 import signal
 import tempfile
@@ -20,3 +21,9 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ["PYTHONPATH"] = os.pathsep.join(
     filter(None, [str(Path(__file__).resolve().parent.parent), os.environ.get("PYTHONPATH")])
 )
+
+
+def pytest_collection_finish():
+    """What was imported and collected stays to the end: nothing that collects garbage has to look through it again."""
+    gc.collect()
+    gc.freeze()

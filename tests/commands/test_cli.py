@@ -10,6 +10,7 @@ import pytest
 from switchkd_cli.recipe.load import load
 from switchkd_cli.runs import run_folder
 from switchkd_cli.runs.claim import claim_folder
+from tests.support import forked
 from tests.support.small_recipe import write
 
 HEAVY = ("torch", "transformers", "deepspeed", "lmms_eval", "accelerate", "datasets", "matplotlib")
@@ -23,8 +24,8 @@ finally:
 """
 
 
-def switchkd(*arguments, cwd, heavy=False, **environment):
-    """Run the program; nothing heavy may be imported by what these tests ask, a plan that comes to its end aside."""
+def switchkd(*arguments, cwd, **environment):
+    """Run the program; nothing heavy may be imported by what these tests ask."""
     done = subprocess.run(
         [sys.executable, "-c", PROGRAM, *map(str, arguments)],
         cwd=cwd,
@@ -36,8 +37,14 @@ def switchkd(*arguments, cwd, heavy=False, **environment):
         timeout=300,
     )
     *lines, imported = done.stderr.splitlines()
-    assert heavy or imported == "HEAVY []", done.stderr
+    assert imported == "HEAVY []", done.stderr
     return done.returncode, done.stdout, lines
+
+
+def planned(*arguments, **how):
+    """Run the program with --dry-run, forked: a plan that comes to its end needs the engine."""
+    program = forked.switchkd(*arguments, "--dry-run", **how)
+    return program.end(), program.out, program.err.splitlines()
 
 
 COMMANDS = ("pretrain", "distill", "ablate", "eval", "compare", "export")
@@ -68,9 +75,7 @@ def test_version(tmp_path):
 def test_a_dry_run_shows_the_plan_and_writes_nothing(tmp_path):
     file = write(tmp_path)
     before = sorted(tmp_path.rglob("*"))
-    code, out, err = switchkd(
-        "distill", file, "stages.distill.lr=2e-4", "--dry-run", "--seed", 3, cwd=tmp_path, heavy=True
-    )
+    code, out, err = planned("distill", file, "stages.distill.lr=2e-4", "--seed", 3, cwd=tmp_path)
     assert (code, err) == (0, [])
     assert "small, row switch-kd: Switch-KD" in out and "small, row sft: SFT" in out
     assert "trains   vision x0.3, projector, language, lr 0.0002, cosine" in out
@@ -87,19 +92,18 @@ def test_a_dry_run_says_what_would_be_reused(tmp_path):
         pass
     with claim_folder(root, run):
         pass
-    _, out, _ = switchkd("distill", file, "--dry-run", cwd=tmp_path, heavy=True)
+    _, out, _ = planned("distill", file, cwd=tmp_path)
     assert "seed0 (finished: would be reused)" in out
     assert "pretrain, 4 steps of 8 rows from captions, reused" in out
 
 
 def test_pretrain_plans_the_leading_stages(tmp_path):
-    _, out, _ = switchkd("pretrain", write(tmp_path), "--dry-run", cwd=tmp_path, heavy=True)
+    _, out, _ = planned("pretrain", write(tmp_path), cwd=tmp_path)
     assert "stage    pretrain" in out and "stage    distill" not in out
 
 
 def test_ablate_plans_its_rows_and_seeds(tmp_path):
-    arguments = ("--rows", "sft,long", "--seeds", 3, "--dry-run")
-    _, out, err = switchkd("ablate", write(tmp_path), *arguments, cwd=tmp_path, heavy=True)
+    _, out, err = planned("ablate", write(tmp_path), "--rows", "sft,long", "--seeds", 3, cwd=tmp_path)
     assert "row sft" in out and "row long" in out and "row switch-kd" not in out
     assert err == ["seeds: 0, 1, 2 (the figures are of the first)", "runs: 6, of them 6 different; 0 finished"]
 
@@ -110,8 +114,7 @@ def test_ablate_plans_what_recipes_share_once(tmp_path):
     other.write_text(file.read_text().replace("  sft:", "  plain:").replace("[sft]", "[plain]"))
     with claim_folder(tmp_path / "runs", load(other, "plain", seed=1)):
         pass
-    arguments = ("--rows", "sft,plain", "--seeds", 2, "--dry-run")
-    code, out, err = switchkd("ablate", file, other, *arguments, cwd=tmp_path, heavy=True)
+    code, out, err = planned("ablate", file, other, "--rows", "sft,plain", "--seeds", 2, cwd=tmp_path)
     assert code == 0 and out.count("computes student") == 2  # two stages of one run
     assert "other, row plain: SFT\n         the same run as small, row sft\n" in out
     assert err == ["seeds: 0, 1 (the figures are of the first)", "runs: 4, of them 2 different; 1 finished"]
@@ -120,7 +123,7 @@ def test_ablate_plans_what_recipes_share_once(tmp_path):
 def test_a_name_stands_for_a_recipe_of_the_folder(tmp_path):
     (tmp_path / "recipes").mkdir()
     write(tmp_path).rename(tmp_path / "recipes" / "training_scheme.yaml")
-    code, out, _ = switchkd("ablate", "training-scheme", "--dry-run", cwd=tmp_path, heavy=True)
+    code, out, _ = planned("ablate", "training-scheme", cwd=tmp_path)
     assert code == 0 and "training_scheme, row sft" in out
 
 
@@ -218,12 +221,12 @@ def test_the_names_of_the_folder_one_stands_in_are_known_too(tmp_path):
     write(tmp_path).rename(tmp_path / "recipes" / "my_own.yaml")
     _, _, err = switchkd("distill", "my-one", cwd=tmp_path)
     assert err[0] == "my-one: no recipe has this name (did you mean 'my-own'?)"
-    code, out, _ = switchkd("distill", "my_own", "--dry-run", cwd=tmp_path, heavy=True)
+    code, out, _ = planned("distill", "my_own", cwd=tmp_path)
     assert code == 0 and "my_own, row switch-kd" in out
 
 
 def test_a_recipe_of_the_package_is_found_where_there_is_no_recipes_folder(tmp_path):
-    code, out, err = switchkd("distill", "recipes/quickstart.yaml", "--dry-run", cwd=tmp_path, heavy=True)
+    code, out, err = planned("distill", "recipes/quickstart.yaml", cwd=tmp_path)
     assert code == 0 and "quickstart, row switch-kd" in out
     assert err[0].startswith("recipes/quickstart.yaml: not in this folder, read from the package: ")
     _, _, err = switchkd("compare", "recipes/quickstart.yaml", cwd=tmp_path)
@@ -239,7 +242,7 @@ def test_no_other_path_stands_for_a_recipe_of_the_package(tmp_path, name):
 def test_the_recipe_that_is_here_comes_first(tmp_path):
     (tmp_path / "recipes").mkdir()
     write(tmp_path).rename(tmp_path / "recipes" / "quickstart.yaml")
-    _, out, err = switchkd("distill", "recipes/quickstart.yaml", "--dry-run", cwd=tmp_path, heavy=True)
+    _, out, err = planned("distill", "recipes/quickstart.yaml", cwd=tmp_path)
     assert "row sft" in out and not any("package" in line for line in err)
 
 
@@ -260,7 +263,7 @@ def test_a_working_directory_that_was_deleted_is_a_line(tmp_path, command):
 def test_whatever_the_terminal_s_encoding_is_all_is_said(tmp_path, encoding):
     file = write(tmp_path, ("Switch-KD", "Größe ±2 – 学")).rename(tmp_path / "größe.yaml")
     told = {"cwd": tmp_path, "PYTHONIOENCODING": encoding}
-    code, out, _ = switchkd("distill", file.name, "--dry-run", heavy=True, **told)
+    code, out, _ = planned("distill", file.name, cwd=tmp_path, encoding=encoding)
     in_it = {"ascii": "Gr\\xf6\\xdfe +-2 - \\u5b66", "iso-8859-1": "Größe ±2 - \\u5b66"}
     assert code == 0 and in_it[encoding] in out, out
     code, _, err = switchkd("distill", "größer.yaml", **told)

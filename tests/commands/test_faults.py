@@ -125,9 +125,9 @@ def test_an_interrupted_matrix_is_resumed(plain, tmp_path):
     root, other = tmp_path / "runs", tmp_path / "other"
     longer = "stages.distill.steps=40"  # so that both are at it at the same time, however late one begins
     words = ("ablate", recipe, longer, "--jobs", 2, "--out")
-    unharmed = switchkd(*words, other, cwd=tmp_path)
+    unharmed = switchkd(*words, other, cwd=tmp_path, first=forked.workers)
     assert unharmed.end() == 0, unharmed.text
-    program = switchkd(*words, root, cwd=tmp_path)
+    program = switchkd(*words, root, cwd=tmp_path, first=forked.workers)
     both = [Path("tiny") / row / "seed0" for row in ("switch-kd", "slow")]
     program.when(lambda: all("distill" in logged(root / run) for run in both)).process.terminate()
     assert program.end() == 143, program.text
@@ -135,7 +135,9 @@ def test_an_interrupted_matrix_is_resumed(plain, tmp_path):
     ends = [line for line in program.lines if "stage distill, after step" in line and "saved" in line]
     assert len(ends) == 2, program.text
     assert [info(root / run)["status"] for run in both] == ["interrupted"] * 2
-    program = switchkd(*shlex.split(program.lines[-1].removeprefix("resume: switchkd ")), cwd=tmp_path)
+    program = switchkd(
+        *shlex.split(program.lines[-1].removeprefix("resume: switchkd ")), cwd=tmp_path, first=forked.workers
+    )
     assert program.end() == 0, program.text
     for run in both:
         expected = tiny_run.trace(other / run)

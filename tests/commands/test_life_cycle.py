@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.support import forked
+
 ROOT = Path(__file__).parents[2]
 SMALL = [
     "data.captions.parameters.pictures=24",
@@ -23,20 +25,21 @@ SMALL = [
 pytestmark = pytest.mark.slow
 
 
-def switchkd(*arguments: str, cwd: Path = ROOT) -> str:
+def switchkd(*words: str) -> str:
     """What the program prints; it must end well."""
-    command = [sys.executable, "-m", "switchkd_cli", *arguments]
-    ended = subprocess.run(command, check=False, capture_output=True, text=True, cwd=cwd, timeout=600)
-    assert ended.returncode == 0, ended.stderr[-3000:]
-    return ended.stderr + ended.stdout  # progress, then what was asked for
+    program = forked.switchkd(*words, cwd=ROOT, first=forked.workers)
+    assert program.end() == 0, program.text[-3000:]
+    return program.text
 
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory):
-    """A root with a finished quickstart (Switch-KD and its control)."""
+    """A root with a finished quickstart (Switch-KD and its control), by the program in a Python of its own."""
     root = tmp_path_factory.mktemp("runs")
-    printed = switchkd("distill", "recipes/quickstart.yaml", *SMALL, "--out", str(root))
-    return root, printed
+    command = [sys.executable, "-m", "switchkd_cli", "distill", "recipes/quickstart.yaml", *SMALL, "--out", str(root)]
+    ended = subprocess.run(command, check=False, capture_output=True, text=True, cwd=ROOT, timeout=600)
+    assert ended.returncode == 0, ended.stderr[-3000:]
+    return root, ended.stderr + ended.stdout  # progress, then what was asked for
 
 
 def test_distill_ends_with_the_table(runs):

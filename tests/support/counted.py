@@ -7,6 +7,7 @@ bytes of a number, the bytes that its connections sent, and the sizes of what is
 """
 
 import contextlib
+import gc
 import json
 import os
 import socket
@@ -128,6 +129,7 @@ def of_fsdp2() -> dict:
 def main() -> None:
     folder = Path(sys.argv[1])
     processes = join_processes()
+    gc.freeze()  # what is imported; garbage is collected after each case
     found = of_trainings(folder)
     found["fsdp2"] = of_fsdp2()
     if processes.first:

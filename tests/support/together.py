@@ -5,6 +5,7 @@
 A case is a JSON object with the arguments of `trained`. Tests also call `trained` directly, in one process.
 """
 
+import gc
 import json
 import sys
 from pathlib import Path
@@ -181,6 +182,7 @@ def gradients(state: dict) -> dict[str, torch.Tensor]:
 def main() -> None:
     folder, *cases = sys.argv[1:]
     processes = join_processes()
+    gc.freeze()  # what is imported; garbage is collected after each case
     for number, case in enumerate(cases):
         arguments = json.loads(case)
         place = Path(folder) / f"case{number}"
