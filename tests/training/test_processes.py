@@ -55,23 +55,21 @@ CASES = {
         "torch, micro 1": {"micro": 1},
         "torch, micro 2": {"micro": 2},
         "torch, micro 4": {"micro": 4},
-        "torch, sharded teacher": {"micro": 2, "sharded": True},
-        "zero 2, sharded teacher": {"micro": 2, "zero": 2, "sharded": True},
-        "validated, sharded teacher": {"micro": 1, "validated": True, "sharded": True},
+        "torch, sharded teacher": {"micro": 2, "sharded": True, "validated": True},
+        "zero 2, sharded teacher": {"micro": 2, "zero": 2, "sharded": True, "validated": True},
         "zero 1": {"zero": 1, "micro": 2},
         "zero 2": {"zero": 2, "micro": 2},
-        "zero 3": {"zero": 3, "micro": 2},
+        "zero 3": {"zero": 3, "micro": 2, "validated": True},
         "zero 3, offload": {"zero": 3, "micro": 2, "offload": "parameters"},
-        "fsdp": {"launcher": "fsdp", "micro": 2},
+        "fsdp": {"launcher": "fsdp", "micro": 2, "validated": True},
         "fsdp, recomputed": {"launcher": "fsdp", "micro": 1, "recomputed": True},
         "vsd alone, fsdp": VSD_ALONE | {"micro": 1, "launcher": "fsdp"},
         "adapted, fsdp": ADAPTED | {"launcher": "fsdp"},
         "gradient, fsdp": {"micro": 1, "until": 1, "launcher": "fsdp"},
-        "validated, fsdp": {"micro": 1, "validated": True, "launcher": "fsdp"},
         "projector alone, fsdp": {"launcher": "fsdp", "micro": 1, **PROJECTOR_ALONE},
         "spoiled, fsdp": {"spoil": True, "launcher": "fsdp"},
         "interrupted, fsdp": {"launcher": "fsdp", "micro": 4, "until": 2},
-        "torch, recomputed": {"micro": 2, "recomputed": True},
+        "torch, recomputed": {"micro": 2, "recomputed": True, "validated": True},
         "zero 2, recomputed": {"zero": 2, "micro": 2, "recomputed": True},
         "zero 3, recomputed": {"zero": 3, "micro": 2, "recomputed": True},
         "vsd alone, torch": VSD_ALONE | {"micro": 1},
@@ -82,9 +80,6 @@ CASES = {
         "gradient, zero 1": {"zero": 1, "micro": 1, "until": 1},
         "gradient, zero 2": {"zero": 2, "micro": 1, "until": 1},
         "gradient, zero 3": {"zero": 3, "micro": 1, "until": 1},
-        "validated, torch": {"micro": 1, "validated": True},
-        "validated, zero 2": {"zero": 2, "micro": 2, "validated": True},
-        "validated, zero 3": {"zero": 3, "micro": 1, "validated": True},
         **{f"mixed, {n}": {"mixed": True, "micro": 2, **how} for n, how in MIXED.items()},
         **{f"own, {n}": OWN | {"zero": zero} for n, zero in {"torch": 0, "zero 2": 2, "zero 3": 3}.items()},
         "own, fsdp": OWN | {"launcher": "fsdp"},
@@ -142,6 +137,19 @@ def alone(tmp_path_factory):
     folder = tmp_path_factory.mktemp("alone")
     lines, state, _ = together.trained(folder)
     return lines, state, together.trained(folder, until=1)[1]
+
+
+@pytest.fixture(scope="module")
+def one(tmp_path_factory):
+    """A function that trains a case in one process, each case once, and returns its lines and its state."""
+    known = {}
+
+    def trained(**case) -> tuple[list[dict], dict]:
+        if (name := json.dumps(case)) not in known:
+            known[name] = together.trained(tmp_path_factory.mktemp("one"), **case)[:2]
+        return known[name]
+
+    return trained
 
 
 @pytest.fixture(scope="module")
@@ -209,12 +217,9 @@ def test_every_step_has_the_same_rows_for_any_number_of_processes(count, micro):
         assert sorted(rows) == visited[8 * step : 8 * (step + 1)]
 
 
-@pytest.mark.parametrize(
-    "name",
-    ["validated, torch", "validated, zero 2", "validated, zero 3", "validated, fsdp", "validated, sharded teacher"],
-)
-def test_a_validation_has_the_figures_of_one_process_and_changes_no_step(name, two, alone, tmp_path):
-    lines, _, _ = together.trained(tmp_path, validated=True)
+@pytest.mark.parametrize("name", [name for name, case in CASES[2].items() if case.get("validated")])
+def test_a_validation_has_the_figures_of_one_process_and_changes_no_step(name, two, alone, one):
+    lines, _ = one(validated=True)
     for line, expected, without in zip(two[name][0], lines, alone[0], strict=True):
         figures = {key for key in expected if key.startswith("validation/")}
         assert len(figures) == 7 and figures == {key for key in line if key.startswith("validation/")}
@@ -225,9 +230,9 @@ def test_a_validation_has_the_figures_of_one_process_and_changes_no_step(name, t
 
 
 @pytest.mark.parametrize("name", MIXED)
-def test_a_mixer_chooses_the_rows_of_one_process(name, two, tmp_path):
+def test_a_mixer_chooses_the_rows_of_one_process(name, two, one):
     """At the student's initial weights, and after each step."""
-    lines, state, _ = together.trained(tmp_path, mixed=True, micro=2)
+    lines, state = one(mixed=True, micro=2)
     found, theirs = two[f"mixed, {name}"]
     assert torch.equal(theirs["rounds"]["rows"], state["rounds"]["rows"])
     assert [line["after"] for line in theirs["mixed"]] == [0, 1, 2]
@@ -238,8 +243,8 @@ def test_a_mixer_chooses_the_rows_of_one_process(name, two, tmp_path):
 
 
 @pytest.mark.parametrize("name", ["own, torch", "own, zero 2", "own, zero 3", "own, fsdp"])
-def test_own_answers_are_those_of_one_process(name, two, tmp_path):
-    lines, _, _ = together.trained(tmp_path, **OWN)
+def test_own_answers_are_those_of_one_process(name, two, one):
+    lines, _ = one(**OWN)
     for line, expected in zip(two[name][0], lines, strict=True):
         for figure in [key for key in expected if key.startswith(("loss", "own/"))]:
             assert line[figure] == pytest.approx(expected[figure], rel=2e-5, abs=1e-7), figure
@@ -262,8 +267,8 @@ def test_what_images_are_worth_to_the_teacher_is_that_of_one_process(count, name
 
 
 @pytest.mark.parametrize("name", FAMILIES)
-def test_each_family_has_the_losses_and_gradients_of_one_process(name, two, families, tmp_path):
-    lines, state, _ = together.trained(tmp_path, **FAMILY, saved=str(families / FAMILIES[name]["saved"]))
+def test_each_family_has_the_losses_and_gradients_of_one_process(name, two, families, one):
+    lines, state = one(**FAMILY, saved=str(families / FAMILIES[name]["saved"]))
     for figure in ("loss/ce", "loss/align", "loss/vsd"):
         assert two[name][0][0][figure] == pytest.approx(lines[0][figure], rel=1e-4), figure
     close(together.gradients(two[name][1]), together.gradients(state), rtol=1e-3, atol=1e-5)
@@ -290,26 +295,26 @@ def test_one_step_has_the_gradient_of_one_process(name, two, alone):
 
 
 @pytest.mark.parametrize("name", ["vsd alone, torch", "vsd alone, zero 3", "vsd alone, fsdp"])
-def test_the_switch_alone_trains_the_vision_tower_through_the_frozen_teacher(name, two, tmp_path):
-    _, expected, _ = together.trained(tmp_path, **VSD_ALONE)
+def test_the_switch_alone_trains_the_vision_tower_through_the_frozen_teacher(name, two, one):
+    _, expected = one(**VSD_ALONE)
     got = two[name][1]
     assert all(moments["exp_avg"].any() for moments in got["moments"].values())
     close(together.gradients(got), together.gradients(expected), rtol=1e-3, atol=1e-6)
 
 
 @pytest.mark.parametrize("name", [name for name in CASES[2] if name.startswith("projector alone")])
-def test_a_process_without_an_image_keeps_none_waiting_where_the_language_model_is_frozen(name, two, tmp_path):
+def test_a_process_without_an_image_keeps_none_waiting_where_the_language_model_is_frozen(name, two, one):
     lines, state = two[name]
-    expected, alone, _ = together.trained(tmp_path, **PROJECTOR_ALONE)
+    expected, alone = one(**PROJECTOR_ALONE)
     assert [line["loss"] for line in lines] == pytest.approx([line["loss"] for line in expected], rel=2e-5)
     close(together.gradients(state), together.gradients(alone), rtol=1e-3, atol=1e-6)
 
 
 @pytest.mark.parametrize("name", [name for name in CASES[2] if name.startswith(("warm-up", "adapted"))])
-def test_an_adapter_learns_what_it_learns_in_one_process(name, two, tmp_path):
+def test_an_adapter_learns_what_it_learns_in_one_process(name, two, one):
     lines, state = two[name]
     case = {key: value for key, value in CASES[2][name].items() if key not in ("zero", "micro", "launcher")}
-    expected, alone, _ = together.trained(tmp_path, **case)
+    expected, alone = one(**case)
     assert any("switch_adapter" in parameter for parameter in state["model"])
     assert [line["loss/vsd"] for line in lines] == pytest.approx([line["loss/vsd"] for line in expected], rel=1e-4)
     close(together.gradients(state), together.gradients(alone), rtol=1e-3, atol=1e-6)
@@ -327,18 +332,18 @@ def test_a_sharded_teacher_changes_no_bit_and_takes_half_the_bytes(name, whole, 
 
 @pytest.mark.skipif(not LORA, reason="peft or bitsandbytes is not installed")
 @pytest.mark.parametrize("name", LORA)
-def test_adapters_of_low_rank_learn_what_they_learn_in_one_process(name, two, tmp_path):
+def test_adapters_of_low_rank_learn_what_they_learn_in_one_process(name, two, one):
     lines, state = two[name]
-    expected, alone, _ = together.trained(tmp_path, lora=CASES[2][name]["lora"])
+    expected, alone = one(lora=CASES[2][name]["lora"])
     assert [line["loss"] for line in lines] == pytest.approx([line["loss"] for line in expected], rel=2e-5)
     close(state["model"], alone["model"], rtol=1e-4, atol=2e-5)
 
 
 @pytest.mark.skipif(not ROUNDED, reason="torchao is not installed")
 @pytest.mark.parametrize("name", ROUNDED)
-def test_rounded_weights_learn_what_they_learn_in_one_process(name, two, tmp_path):
+def test_rounded_weights_learn_what_they_learn_in_one_process(name, two, one):
     lines, state = two[name]
-    expected, alone, _ = together.trained(tmp_path, **BITS)
+    expected, alone = one(**BITS)
     assert [line["loss"] for line in lines] == pytest.approx([line["loss"] for line in expected], rel=2e-5)
     close(together.gradients(state), together.gradients(alone), rtol=1e-3, atol=1e-6)
 
