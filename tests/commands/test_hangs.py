@@ -16,7 +16,7 @@ import numpy as np
 import psutil
 import pytest
 from PIL import Image
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, _utils
 
 from switchkd_cli.distributed import stopping
 from switchkd_cli.distributed.launch_config import LaunchConfig
@@ -35,6 +35,7 @@ SOON = 120  # seconds that a process has to end, on a machine that is busy with 
 @pytest.fixture(autouse=True)
 def nobody_asked(monkeypatch):
     monkeypatch.setattr(stopping, "_signal", None)
+    monkeypatch.setattr(_utils, "MP_STATUS_CHECK_INTERVAL", 0.5)  # seconds that torch gives each worker to end
 
 
 # --- processes that prepare data
@@ -89,7 +90,7 @@ FATES = {
 }
 
 
-SLOW = [stopped, asleep]  # torch gives them time to end
+SLOW = [stopped, asleep]  # they are waited for
 
 
 @pytest.mark.parametrize(

@@ -1,8 +1,6 @@
 """A stage with a part without gradient, or a term with nothing to compare: an error, as early as possible."""
 
 import json
-import subprocess
-import sys
 
 import pytest
 import torch
@@ -12,7 +10,7 @@ from switchkd_cli.engine.training.loop import Loop, train
 from switchkd_cli.engine.training.training_warnings import check_images
 from switchkd_cli.errors import UserError
 from switchkd_cli.recipe.schema import Stage
-from tests.support import tiny, tiny_run
+from tests.support import forked, tiny, tiny_run
 
 CE = {"name": "ce", "loss": "cross_entropy"}
 VSD = {"name": "vsd", "loss": "dbild", "of": "switch", "to": "teacher"}
@@ -98,11 +96,10 @@ def test_a_row_whose_picture_is_lost_has_none(tmp_path):
 @pytest.mark.parametrize("option", ["--dry-run", "--overwrite"])
 def test_a_whole_run_ends_before_its_first_step(tmp_path, option):
     recipe = tiny_run.write(tmp_path, teacher=False, rows=TEXT)
-    command = ["-m", "switchkd_cli", "distill", recipe, "--out", "out", option]
-    ended = subprocess.run([sys.executable, *command], check=False, capture_output=True, text=True, cwd=tmp_path)
-    assert ended.returncode == 2
-    assert "stages.pretrain.train: projector needs images" in ended.stderr
-    assert "stages.distill.train: vision needs images" in ended.stderr
+    program = forked.switchkd("distill", recipe, "--out", "out", option, cwd=tmp_path)
+    assert program.end() == 2
+    assert "stages.pretrain.train: projector needs images" in program.err
+    assert "stages.distill.train: vision needs images" in program.err
     assert not list(tmp_path.glob("out/**/model*")) and not list(tmp_path.glob("out/**/stages/*"))
 
 

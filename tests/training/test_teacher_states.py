@@ -134,7 +134,7 @@ def _write_for_ever(file, begun):
 @pytest.mark.parametrize("moment", [0.0, 0.013, 0.04])
 def test_a_process_killed_while_it_writes_leaves_whole_batches(tmp_path, moment):
     file = tmp_path / "s.sqlite"
-    context = multiprocessing.get_context("spawn")
+    context = multiprocessing.get_context("fork")
     begun = context.Event()
     writer = context.Process(target=_write_for_ever, args=(file, begun))
     writer.start()
