@@ -25,7 +25,7 @@ def export(options: ExportOptions) -> Path:
         out = Path(f"{model.rstrip('/')}-{to}" + f"-{bits}bit" * bool(bits))
     if problems:
         raise UserError(problems, hint=f"switchkd export {options.run} --to gguf --out exported")
-    for note in launch.export(model, to, out, bits, square_images=options.square_images):
+    for note in launch.engine("export.runtimes").export(model, to, out, bits, square_images=options.square_images):
         console.say(f"note: {note}")
     size = sum(file.stat().st_size for file in out.rglob("*") if file.is_file())
     console.say(f"files: {shown(out)} ({size / 2**20:,.1f} MiB); README.md there says how to load them")

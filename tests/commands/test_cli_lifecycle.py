@@ -176,7 +176,7 @@ def test_a_worker_that_the_system_killed_is_reported_as_such(tmp_path, calls, mo
 def test_distill_can_run_its_rows_side_by_side(tmp_path, calls, monkeypatch):
     assert switchkd(monkeypatch, "distill", write(tmp_path), "--jobs", 2) == 0
     assert names(calls) == ["print_distillation"]  # the teacher was scored in a process of the pool, too
-    assert launch.known_teacher_results(load(tmp_path / "small.yaml"), tmp_path / "runs") is not None
+    assert run_folder.teacher_scores(tmp_path / "runs", [load(tmp_path / "small.yaml")]) is not None
     assert switchkd(monkeypatch, "distill", tmp_path / "small.yaml", "--row", "long", "--jobs", 2) == 1
 
 

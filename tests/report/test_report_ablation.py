@@ -10,8 +10,8 @@ from scipy import stats
 
 from switchkd_cli.report.document import words
 from switchkd_cli.report.results.finished_run import read
+from switchkd_cli.report.results.row_runs import over_seeds, paired_difference
 from switchkd_cli.report.show import print_ablation
-from switchkd_cli.report.stats.intervals import over_seeds, paired_difference
 from switchkd_cli.report.tables.comparison import ablation
 from switchkd_cli.runs.run_folder import RunFolder
 from tests.support import made_up_runs as made
