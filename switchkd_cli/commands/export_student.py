@@ -15,9 +15,8 @@ def export(options: ExportOptions) -> Path:
     """Write a run's student, or any saved model, for a runtime. Returns the folder, by default next to the model's."""
     run, to, bits = finished_run(options.run), options.to, options.bits
     model = str(run.model) if run else locate(options.run)
-    problems = (
-        [] if to in registry.RUNTIMES else [f"--to: must be a runtime, got {to!r}{did_you_mean(to, registry.RUNTIMES)}"]
-    )
+    known = registry.RUNTIMES
+    problems = [f"--to: must be a runtime, got {to!r}{did_you_mean(to, known)}"] * (to not in known)
     out = options.out
     if out is None:
         ours = is_hub_id(options.run) or options.run.startswith(SHIPPED)

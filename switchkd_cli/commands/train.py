@@ -112,7 +112,9 @@ def _run(
         if not is_first():
             return []
         for run in scored:
-            launch.teacher_results(run, options.out)
+            if run_folder.teacher_scores(options.out, [run]) is None:
+                console.say("scoring the teacher and the baselines")
+                launch.engine("run_stages").evaluate_teacher(run, options.out)
     for file, runs in tables.items() if matrix or not failures else ():
         try:
             _print_table(file, runs, options.out, matrix=matrix)

@@ -6,17 +6,15 @@
 import os
 import subprocess
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from importlib import import_module
 from itertools import chain
-from pathlib import Path
 from typing import Any
 
 from switchkd_cli import benchmarks
 from switchkd_cli.distributed.launch_config import LaunchConfig, is_distributed, is_first
 from switchkd_cli.distributed.stopping import Stopped
 from switchkd_cli.errors import CRASH, UserError
-from switchkd_cli.files.atomic import write_json
 from switchkd_cli.planning import preflight
 from switchkd_cli.recipe.run import Run, model_names
 from switchkd_cli.recipe.schema import Evaluation
@@ -147,24 +145,3 @@ def deepspeed_command(command: Sequence[str], config: LaunchConfig) -> list[str]
         options["--master_addr"], options["--master_port"] = config.rdzv_endpoint.split(":")
     launcher = [sys.executable, "-m", "deepspeed.launcher.runner", *chain.from_iterable(options.items())]
     return [*launcher, "--no_local_rank", "--module", *command[1:]]
-
-
-def teacher_results(run: Run, root: Path) -> dict[str, Any]:
-    """Scores of the run's teacher and of the blind and majority baselines, computed once."""
-    if (known := run_folder.teacher_scores(root, [run])) is not None:
-        return known
-    console.say("scoring the teacher and the baselines")
-    return engine("run_stages").evaluate_teacher(run, root)
-
-
-def evaluate(model: str, root: Path, key: str, question: Mapping[str, Any]) -> tuple[dict[str, Any], Path]:
-    """Score a model, or reuse the scores of the same question. Returns the scores and their folder."""
-    shared = run_folder.evaluation(root, key)
-    with shared.build() as partial:
-        if partial is None:
-            console.say(f"evaluated before, reused: same model, byte by byte, and questions ({shared.path})")
-        else:
-            score = engine("evaluation.score_model").evaluate
-            results = score(model, folder=partial, sets=run_folder.sets(root), **question)
-            write_json(partial / "results.json", results)
-    return run_folder.scores(shared), shared.path
