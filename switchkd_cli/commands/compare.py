@@ -25,13 +25,15 @@ if TYPE_CHECKING:
 def compare(options: CompareOptions) -> None:
     if options.report is not None:
         return _report(options.names or [], options, options.report)
-    from switchkd_cli.report.show import chosen_format, print_comparison, unwritable
+    from switchkd_cli.report.show import chosen_format, output, unwritable
+    from switchkd_cli.report.tables.comparison import comparison
 
     form = chosen_format(options.form, options.out_file)
     if options.demo is not None and (problems := list(unwritable("--demo", options.demo))):
         raise UserError(problems)
     scored, teacher, controls = compared(options)
-    print_comparison(scored, teacher, form, options.out_file, controls=controls, against=options.against)
+    document = comparison(scored, teacher, controls=controls, against=options.against)
+    output(document, form, options.out_file)
     if options.out_file is not None:
         console.say(f"file: {options.out_file}")
     if options.figures is not None:

@@ -141,14 +141,17 @@ def _show_counts(runs: Sequence[Run], root: Path) -> None:
 
 def _print_table(file: Path, runs: Sequence[Run], root: Path, *, matrix: bool) -> None:
     """Print the table of a recipe's finished runs. Raises UserError when they don't fit into one."""
-    from switchkd_cli.report.show import print_ablation, print_distillation
+    from switchkd_cli.report.results.finished_run import read
+    from switchkd_cli.report.show import publish
+    from switchkd_cli.report.tables.comparison import ablation, distillation
 
     finished = [run_folder.folder(root, run) for run in runs if is_finished(root, run)]
     if not finished or runs[0].config.evaluation is None:
         models = "\n".join(f"model: {folder.model}" for folder in finished)
         return console.say(models or f"{file}: no finished run, so no table")
     teacher = run_folder.teacher_scores(root, runs)
+    scored = [read(folder) for folder in finished]
     if not matrix:
-        return print_distillation(finished, teacher)
+        return publish(distillation(scored, teacher), finished[0].path)
     controls = [control.row for control in load_rows(file, [None], controls=True)[1:]]
-    print_ablation(finished, teacher, planned=runs, controls=controls)
+    publish(ablation(scored, teacher, planned=runs, controls=controls), finished[0].path.parents[1])
