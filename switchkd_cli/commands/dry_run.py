@@ -42,7 +42,6 @@ def show_plans(
     planned = {run_folder.folder(root, run).model: run for run in rows}
     preflight.check(runs, planned)
     launch.say_needs([of.evaluation for of in configs])
-    estimate_run = launch.engine("cost.run_estimate").estimate_run
     estimates: list[plan.RunEstimate] = []
     first: dict[str, Run] = {}
     looked_at: list[object] = []  # the data of runs, most of which share them: a look reads many images
@@ -52,6 +51,7 @@ def show_plans(
         if same is run:
             stages = [(stage.data_sets, stage.validation) for stage in run.config.stages]
             about = run.config.data, run.config.evaluation, stages
+            estimate_run = launch.engine("cost.run_estimate").estimate_run
             try:
                 estimates.append(estimate_run(run, machine, root, planned, look=about not in looked_at))
             except plan.Misfit as misfit:
