@@ -52,9 +52,10 @@ def show_plans(
         if same is run:
             stages = [(stage.data_sets, stage.validation) for stage in run.config.stages]
             about = run.config.data, run.config.evaluation, stages
+            estimate_run = launch.engine("cost.run_estimate").estimate_run
             try:
                 look = about not in looked_at
-                estimates.append(launch.estimate(run, machine, root, planned, look=look, sampled=sampled))
+                estimates.append(estimate_run(run, machine, root, planned, look=look, sampled=sampled))
             except plan.Misfit as misfit:
                 show_pair(misfit.facts)
                 raise
