@@ -161,7 +161,8 @@ def check_pair(recipe: Recipe, *, with_teacher: bool) -> Pair:
     further = recipe.further_teachers if with_teacher else {}
     teachers = {name: check_model(of, name, needs_template=False) for name, of in further.items()}
     if teacher is not None:
-        compatibility.check_paths(recipe.stages, {"student": student, "teacher": teacher, **teachers})
+        models = {"student": student, "teacher": teacher, **teachers}
+        compatibility.check_paths(recipe.stages, models, adapted=recipe.switch.adapter is not None)
     return Pair(student, teacher, vocabulary, notes, recipe, teachers)
 
 

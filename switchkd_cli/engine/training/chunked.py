@@ -43,7 +43,7 @@ class ChunkedObjective:
         self.terms, self.dense, self.others = objective.terms, dense, (objective.tokens, objective.means)
         reads = {name: {kind for _, kind in signature.reads} for name, signature in objective.signatures.items()}
         of_logits = [term for term in self.terms if dense or "logits" in reads[term.name]]
-        self.compared = {path for term in of_logits for path in objective.sides(term).values()}
+        self.compared = {path for term in of_logits for path in term.sides.values()}
         self.on_logits = Objective(of_logits, *self.others)
         self.on_others = Objective([term for term in self.terms if term not in of_logits], *self.others)
         self.paths = tuple(sorted(name for name in self.on_logits.outputs | set(also) if "." not in name))

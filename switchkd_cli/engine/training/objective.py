@@ -70,17 +70,12 @@ class Objective:
         self.terms, self.tokens, self.means = tuple(terms), tokens, means
         self._losses = {t.name: registry.resolve("loss", t.loss) for t in terms}
         self.signatures = {t.name: registry.signature("loss", t.loss) for t in terms}
-        read = {(self.sides(t)[side], kind) for t in terms for side, kind in self.signatures[t.name].reads}
+        read = {each for term in terms for each in term.reads}
         self.scored = {t.name: t.score for t in terms if t.score is not None}
         read |= {each for score in self.scored.values() for each in score.reads}
         made = ((of, kind) for path, kind in read for of in (means[path].mean if path in means else (path,)))
         self.outputs = frozenset(output_name(*each) for each in made)
         self.on = tuple(dict.fromkeys(t.positions for t in terms if not self.signatures[t.name].of_images))
-
-    def sides(self, term: Term) -> dict[str, str]:
-        """Return the path that each side of a term's loss is: its `of` and `to`, and any other the path of this name."""
-        named = {side: side for side in self.signatures[term.name].sides if side not in ("student", "teacher")}
-        return {"teacher": term.of if term.to == "labels" else term.to, **named, "student": term.of}
 
     def counted(self, term: Term) -> str:
         """Return what a term is a mean over, as the normalizers name it: a kind of positions, images, spans or pairs."""
@@ -156,7 +151,7 @@ class Objective:
     def _values(self, term: Term, inputs: LossInputs) -> tuple[Tensor, Tensor]:
         """Return a term at each position, image or span, [N], and the row of the batch that each belongs to, [N]."""
         signature, loss = self.signatures[term.name], self._losses[term.name]
-        given = self._given(term, inputs, signature, self.sides(term))
+        given = self._given(term, inputs, signature, term.sides)
         given |= {"targets": given["student_targets"], "state": inputs.states.get(term.name, State())}
         if self.tokens is not None and self.counted(term) == PAIRS:  # a token's number is its column's
             given["targets"] = self.tokens.places[int(term.of != "student")].to(inputs.keep.device)[given["targets"]]

@@ -16,7 +16,6 @@ from switchkd_cli.engine.models.low_rank import add_adapters
 from switchkd_cli.engine.paths import Paths
 from switchkd_cli.engine.teacher_states import TeacherStates
 from switchkd_cli.engine.training.chunked import ChunkedObjective, compare_with_dense
-from switchkd_cli.engine.training.data_loader import micro_batch_size
 from switchkd_cli.engine.training.diagnostics import Diagnostics, average, gradient_norms_by_term, with_shares
 from switchkd_cli.engine.training.objective import LossInputs, Objective
 from switchkd_cli.engine.training.optimizer import TorchReplica, make_schedule
@@ -59,7 +58,7 @@ class Trainer:
     ) -> None:
         self.stage, self.steps, self.paths = stage, steps, paths
         self.precision, self.processes, self.deepspeed, self.launcher = precision, processes, deepspeed, launcher
-        self.seed, self.micro_batch = seed, micro_batch_size(stage, processes.count)
+        self.seed, self.micro_batch = seed, stage.micro_batch_of(processes.count)
         self.objective = Objective(stage.objective, paths.tokens, stage.means)
         self.states = TermStates(stage, processes.device)
         if stage.lora is not None:

@@ -16,7 +16,7 @@ from switchkd_cli.engine.data.conversation import Conversations, Examples, Mixtu
 from switchkd_cli.engine.data.rows import Fault, Rows
 from switchkd_cli.engine.training.checkpointing import random_state, set_random_state
 from switchkd_cli.engine.training.chunked import ChunkedObjective
-from switchkd_cli.engine.training.data_loader import order
+from switchkd_cli.engine.training.data_loader import order, rows_of_process
 from switchkd_cli.engine.training.objective import LossInputs, Normalizers
 from switchkd_cli.engine.training.trainer import Trainer
 from switchkd_cli.errors import UserError
@@ -149,9 +149,9 @@ class Validator:
     def _batches(self, filler: Batch, unusable: list[Unusable]) -> Iterator[tuple[Batch, bool]]:
         """Yield this process's batches, and whether each counts; as many in every process, as they compute together."""
         count, size = self.trainer.processes.count, self.trainer.micro_batch
-        mine = self.data.chosen[self.trainer.processes.rank :: count]
+        mine = rows_of_process(self.data.chosen, size, self.trainer.processes.rank, count)
         pad_token = self.trainer.paths.student.inputs.tokenizer.pad_token_id
-        for first in range(0, math.ceil(len(self.data) / count), size):
+        for first in range(0, math.ceil(len(self.data) / (size * count)) * size, size):
             examples = []
             for row in mine[first : first + size]:
                 try:
