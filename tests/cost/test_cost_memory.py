@@ -210,7 +210,7 @@ def peaks(names, cast, recomputed, tmp_path):
     paths, objective = pair(64, columns=COLUMNS), objective_of(names)
     paths.recompute(recomputed)
     batch = tiny.batch(paths.student, tmp_path, "chained", tiny.rows(tmp_path) * 3)
-    keep, normalizers, chunks = (objective.keep(batch), objective.normalizers([batch]), ChunkedObjective(objective))
+    keep, counts, chunks = (objective.keep(batch), objective.counts([batch]), ChunkedObjective(objective))
     train = frozenset({"vision", "projector", "language"})
     only(paths, train)
 
@@ -218,7 +218,7 @@ def peaks(names, cast, recomputed, tmp_path):
         with torch.autocast("cpu", torch.bfloat16, enabled=cast):
             outputs = paths(batch, chunks.outputs, keep)
         heads = paths.heads(torch.bfloat16 if cast else None)
-        chunks(LossInputs(outputs, heads, batch, keep, normalizers))[0].backward()
+        chunks(LossInputs(outputs, heads, batch, keep, counts))[0].backward()
 
     step()  # afterwards the gradients are there
     precision = precision_of("bf16" if cast else "fp32", 0)

@@ -134,8 +134,8 @@ def test_a_second_head_reads_the_same_states_behind_a_trained_map_that_is_droppe
     torch.testing.assert_close(given["second"], paths.teacher.logits(mapped)[:, : paths.vocabulary])
     assert of_student == 1 and torch.equal(given["second.hidden"], mapped)
     chunked = ChunkedObjective(Objective(terms[1:]))
-    normalizers = objective.normalizers([batch])
-    loss, _ = chunked(LossInputs(paths(batch, chunked.outputs, keep), paths.heads(), batch, keep, normalizers))
+    counts = objective.counts([batch])
+    loss, _ = chunked(LossInputs(paths(batch, chunked.outputs, keep), paths.heads(), batch, keep, counts))
     loss.backward()
     expected = losses.forward_kl(logits_of(paths, batch, "teacher")["teacher"], given["second"]).mean()
     torch.testing.assert_close(loss, expected)
@@ -264,7 +264,7 @@ def computed(paths, terms, means, batch, way=None):
     keep, found = objective.keep(batch), {}
     way = way(objective) if way else objective
     outputs = paths(batch, way.outputs, keep)
-    inputs = LossInputs(outputs, paths.heads(), batch, keep, objective.normalizers([batch]))
+    inputs = LossInputs(outputs, paths.heads(), batch, keep, objective.counts([batch]))
     way(inputs, on_values=lambda name, values, *_: found.setdefault(name, []).append(values.detach()))
     return {name: torch.cat(values) for name, values in found.items()}
 

@@ -17,7 +17,7 @@ from switchkd_cli.engine.data.rows import Fault, Rows
 from switchkd_cli.engine.training.checkpointing import random_state, set_random_state
 from switchkd_cli.engine.training.chunked import ChunkedObjective
 from switchkd_cli.engine.training.data_loader import order, rows_of_process
-from switchkd_cli.engine.training.objective import LossInputs, Normalizers
+from switchkd_cli.engine.training.objective import LossInputs
 from switchkd_cli.engine.training.trainer import Trainer
 from switchkd_cli.errors import UserError
 from switchkd_cli.recipe.schema import HIGHER, VALIDATION, Stage, Validation
@@ -179,10 +179,10 @@ class Validator:
                 agreed[here] = first["student"] == first["teacher"]
 
         outputs = replica(batch, self.loss.outputs, keep)
-        number = objective.normalizers([batch]).counts
-        whole = Normalizers(dict.fromkeys(number, torch.ones(())), trainer.progress)
+        number = objective.counts([batch])
+        given = outputs, replica.heads, batch, keep, dict.fromkeys(number, torch.ones(())), trainer.progress
         kept = trainer.states.weights(trainer.progress), trainer.states.of_losses
-        _, parts = self.loss(LossInputs(outputs, replica.heads, batch, keep, whole, *kept), compare)
+        _, parts = self.loss(LossInputs(*given, *kept), compare)
         if not counts:
             return {}
         of_terms = {term.name: int(number[objective.counted(term)]) for term in objective.terms}
