@@ -16,8 +16,8 @@ from switchkd_cli.engine.hub import fetch
 from switchkd_cli.engine.inputs import InputProcessor
 from switchkd_cli.engine.models.blueprint import Blueprint, max_positions
 from switchkd_cli.engine.models.family import WHOLE_HINT, Family
-from switchkd_cli.engine.models.packed import pack
-from switchkd_cli.engine.models.placement import offload
+from switchkd_cli.engine.models.layer_forwards import offload
+from switchkd_cli.engine.models.low_bits import pack
 from switchkd_cli.engine.models.vision_language_model import VisionLanguageModel
 from switchkd_cli.engine.paths import FeatureAdapter, Paths
 from switchkd_cli.engine.token_map import TokenMap

@@ -23,8 +23,8 @@ from switchkd_cli.engine.cost.step_memory import (
 from switchkd_cli.engine.cost.workload import Computation, MicroBatch
 from switchkd_cli.engine.losses.ops.state import State
 from switchkd_cli.engine.models.llava_parts import LLAVA
+from switchkd_cli.engine.models.low_bits import pack
 from switchkd_cli.engine.models.low_rank import adapter_sizes, add_adapters
-from switchkd_cli.engine.models.packed import pack
 from switchkd_cli.engine.models.shape import ModelShape
 from switchkd_cli.engine.paths import Paths
 from switchkd_cli.engine.training.chunked import ChunkedObjective

@@ -13,10 +13,9 @@ from switchkd_cli.engine.batch import Batch, ImageInput, PerImage, together
 from switchkd_cli.engine.inputs import InputProcessor, PreparedImage
 from switchkd_cli.engine.lm_head import capped
 from switchkd_cli.engine.models.checkpoint_files import FIELDS
-from switchkd_cli.engine.models.layer_forwards import only_at, recompute_layers
+from switchkd_cli.engine.models.layer_forwards import Offloaded, only_at, recompute_layers
 from switchkd_cli.engine.models.low_rank import MARK
 from switchkd_cli.engine.models.model_folder import save
-from switchkd_cli.engine.models.placement import Offloaded
 from switchkd_cli.engine.models.seams import GRID, Seam, output_of, replaced
 from switchkd_cli.engine.models.shape import output_widths
 
