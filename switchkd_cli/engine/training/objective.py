@@ -61,7 +61,6 @@ class Objective:
         self, terms: Sequence[Term], tokens: TokenMap | None = None, means: Mapping[str, PathSpec] = {}
     ) -> None:
         self.terms, self.tokens, self.means = tuple(terms), tokens, means
-        self._losses = {t.name: registry.resolve("loss", t.loss) for t in terms}
         read = {each for term in terms for of in (term, term.score) if of is not None for each in of.reads}
         made = ((of, kind) for path, kind in read for of in (means[path].mean if path in means else (path,)))
         self.outputs = frozenset(output_name(*each) for each in made)
@@ -139,7 +138,7 @@ class Objective:
 
     def _values(self, term: Term, inputs: LossInputs) -> tuple[Tensor, Tensor]:
         """Return a term at each position, image or span, [N], and the row of the batch that each belongs to, [N]."""
-        signature, loss = term.signature, self._losses[term.name]
+        signature, loss = term.signature, registry.resolve("loss", term.loss)
         given = self._given(term, inputs, signature, term.sides)
         given |= {"targets": given["student_targets"], "state": inputs.states.get(term.name, State())}
         if self.tokens is not None and self.counted(term) == PAIRS:  # a token's number is its column's
