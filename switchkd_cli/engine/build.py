@@ -144,25 +144,30 @@ def check_pair(recipe: Recipe, *, with_teacher: bool) -> Pair:
     vocabulary = compatibility.shared_vocabulary(student, teacher, terms)
     if teacher is not None and vocabulary.own:
         compatibility.check_alone(teacher, "teacher")  # its chat template writes what it reads
-        if stages := [stage.name for stage in recipe.stages if stage.own_answers]:
-            what = "student and teacher read their own tokens: own answers can't be written for the teacher"
-            raise UserError(f"stages.{stages[0]}.answers: {what}", f"stages.{stages[0]}.answers=null")
-        own = {name for stage in recipe.stages for name in stage.readings} - {"student", "teacher", "switch"}
-        if own:
-            problem = f"{', '.join(sorted(own))}: student and teacher read their own tokens"
-            raise UserError(problem, "terms of unlike tokenizers compare student, teacher and switch")
-        if mixed := [stage for stage in recipe.stages if stage.mixer is not None]:
-            problem = f"stages.{mixed[0].name}.mixer compares tokens, student and teacher read their own"
-            raise UserError(problem, "take the mixer out of the stage")
-        chosen = [recipe.checkpoints.best, *(s.validation.monitor for s in recipe.stages if s.validation)]
-        if wrong := [figure for figure in chosen if figure in OF_COMMON_TOKENS]:
-            raise UserError(f"{wrong[0]} needs common tokens, student and teacher read their own", "choose by loss")
+        _check_common_tokens(recipe)
     notes += (*differences, str(vocabulary))
     further = recipe.further_teachers if with_teacher else {}
     teachers = {name: check_model(of, name, needs_template=False) for name, of in further.items()}
     if teacher is not None:
         compatibility.check_paths(recipe.stages, {"student": student, "teacher": teacher, **teachers})
     return Pair(student, teacher, vocabulary, notes, recipe, teachers)
+
+
+def _check_common_tokens(recipe: Recipe) -> None:
+    """Raise UserError naming all of a recipe that can't be done where student and teacher read their own tokens."""
+    read = {name for stage in recipe.stages for name in stage.readings} - {"student", "teacher", "switch"}
+    chosen = {recipe.checkpoints.best, *(s.validation.monitor for s in recipe.stages if s.validation)}
+    hints = {f"paths.{name}: can't be compared": "terms compare student, teacher and switch" for name in sorted(read)}
+    for stage in recipe.stages:
+        field = f"stages.{stage.name}"
+        if stage.own_answers:
+            hints[f"{field}.answers: own answers can't be written for the teacher"] = f"{field}.answers=null"
+        if stage.mixer is not None:
+            hints[f"{field}.mixer: compares tokens"] = f"{field}.mixer=null"
+    hints |= {f"{figure}: needs common tokens": "choose by loss" for figure in OF_COMMON_TOKENS if figure in chosen}
+    if hints:
+        problems = [f"{problem}: student and teacher read their own tokens" for problem in hints]
+        raise UserError(problems, hint="; ".join(dict.fromkeys(hints.values())))
 
 
 def _end(inputs: InputProcessor, template: str | None) -> int | None:
