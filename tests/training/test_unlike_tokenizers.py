@@ -299,8 +299,11 @@ def test_positions_of_unlike_tokens_are_refused_with_what_to_add():
 
 def test_own_answers_are_refused_as_the_teacher_would_write_them_otherwise():
     own, terms = "stages.distill.answers={own: 0.5}", "{loss: cross_entropy}, {loss: dbild, of: switch, to: teacher}"
-    with pytest.raises(UserError, match="own answers can't be written for the teacher"):
-        check_pair(recipe("switch-kd", own, f"stages.distill.objective=[{terms}]").config, with_teacher=True)
+    overrides = [own, f"stages.distill.objective=[{terms}]", "checkpoints.best=kl/student"]
+    with pytest.raises(UserError, match="own answers can't be written for the teacher") as refused:
+        check_pair(recipe("switch-kd", *overrides).config, with_teacher=True)
+    assert refused.value.problems[1].startswith("kl/student: needs common tokens")
+    assert refused.value.hint == "stages.distill.answers=null; choose by loss"
 
 
 @pytest.mark.parametrize(

@@ -43,8 +43,7 @@ def estimate_run(
     data, or a stage needs images that its data don't have.
     """
     config, estimate = run.config, RunEstimate(machine, scoring=dict(_scoring_hours(run, machine, root)))
-    student = describe_model(config.student, "student", planned, needs_template=config.needs_template)
-    models = {"student": student}
+    models = {"student": describe_model(config.student, "student", planned, needs_template=config.needs_template)}
     if config.teacher is not None:
         scored = config.evaluation is not None  # as a teacher it reads what the student reads
         models["teacher"] = describe_model(config.teacher, "teacher", planned, needs_template=scored)
@@ -55,10 +54,10 @@ def estimate_run(
     taught = any(stage.needs_teacher for stage in config.stages)  # else the teacher is only scored
     needed = ["student", *["teacher", *config.further_teachers] * taught]
     known = {name: model for name in needed if isinstance(model := models[name], KnownModel)}
-    teacher = known.get("teacher")
+    student, teacher = known.get("student"), known.get("teacher")
     pair: Models | None = None
     by_bytes = False
-    if isinstance(student, KnownModel) and len(known) == len(needed):
+    if student is not None and len(known) == len(needed):
         terms = [term for stage in config.stages for term in stage.objective]
         vocabulary, estimate.pair = _shared_vocabulary(student, teacher, terms)
         estimate.vocabulary, by_bytes = str(vocabulary), bool(vocabulary.own)
@@ -75,7 +74,7 @@ def estimate_run(
             told = f"switch.adapter: {pair.adapter_parameters:,} parameters, not saved with the student"
             estimate.notes.append(told)
     samples: dict[str, DataSample] = {}
-    if isinstance(student, KnownModel):
+    if student is not None:
         with tempfile.TemporaryDirectory() as scratch:
             for name in dict.fromkeys(name for stage in config.stages for name in stage.data_sets):
                 read = any(stage.needs_teacher for stage in config.stages if name in stage.data_sets)
@@ -96,7 +95,7 @@ def estimate_run(
     for i, stage in enumerate(config.stages):
         sample = DataSample.of_stage(stage, samples)
         of_stage = pair
-        if stage.lora is not None and pair is not None and isinstance(student, KnownModel):
+        if stage.lora is not None and pair is not None and student is not None:
             sizes = adapter_sizes(student.family.skeleton(student.config), stage.lora)
             of_stage = replace(pair, low_rank=sizes, bits=stage.lora.bits)
         estimate.stages.append(estimate_stage(run, i, of_stage, sample, machine, root))
