@@ -324,7 +324,14 @@ def test_before_is_the_student_of_the_stage_s_start_also_after_a_resume(tmp_path
 
 
 @pytest.mark.parametrize(
-    "names", [("student", "teacher", "reverse"), ("modular",), ("eyes_and_mouth", "switch"), ("blind_student", "blind")]
+    "names",
+    [
+        ("student", "teacher", "reverse"),
+        ("modular",),
+        ("eyes_and_mouth", "switch"),
+        ("blind_student", "blind"),
+        ("student", "blind_student"),
+    ],
 )
 def test_the_plan_counts_each_path_by_its_modules(tmp_path, names):
     paths = pair().train()

@@ -166,6 +166,9 @@ class Activations:
 def activations(batch: MicroBatch, computed: Computation, precision: Precision) -> Activations:
     """Return the bytes of all paths of one micro-batch together."""
     total, models = Activations(), computed.models
+    if "vision" in computed.train:  # autocast keeps the copies of trained matrices for further passes
+        v = models.student.vision
+        total.cast += precision.cast * precision.compute * (v.layers * v.weights + v.values * v.width)
     for of in computed.vision(batch):
         if of.weights:
             _add_vision(total, models.student.vision, of, precision, rounded=computed.rounded)
@@ -199,7 +202,6 @@ def _add_vision(total: Activations, v: VisionShape, of: Pass, p: Precision, *, r
     total.saved += batch.images * v.patches * v.values * p.compute
     rounding = rounded * _rounding(v.weights, p, trained=True)
     total.saved += v.layers * rounding * (not recomputed)
-    total.cast += p.cast * p.compute * (v.layers * v.weights + v.values * v.width)
     if recomputed:
         held = positions * (layer + layer_input) + p.cast * p.compute * v.weights + rounding
         total.recomputed_layer = max(total.recomputed_layer, held)
