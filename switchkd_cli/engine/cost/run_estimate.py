@@ -64,7 +64,7 @@ def estimate_run(
         estimate.notes += check_fit(estimate.pair, config.remedies)
         here = {name: model.blueprint for name, model in known.items() if model.blueprint is not None}
         if here.keys() == known.keys():
-            check_paths(config.stages, here)
+            check_paths(config.stages, here, adapted=config.switch.adapter is not None)
         # teachers stay in memory in every stage, as they are built before the first
         shapes = {name: model.shape for name, model in known.items()}
         pair = Models(shapes, vocabulary.shared, kept=config.teacher)
