@@ -12,16 +12,14 @@ from torch.utils.flop_counter import FlopCounterMode
 from switchkd_cli.engine.batch import collate
 from switchkd_cli.engine.cost import flops
 from switchkd_cli.engine.cost.step_memory import FP32, activations
-from switchkd_cli.engine.cost.workload import Computation
 from switchkd_cli.engine.data.rows import Fault
-from switchkd_cli.engine.models.shape import ModelShape
 from switchkd_cli.engine.paths import Paths
 from switchkd_cli.engine.training.chunked import ChunkedObjective
 from switchkd_cli.engine.training.objective import LossInputs, Objective
 from switchkd_cli.engine.training.trainer import Trainer
 from switchkd_cli.recipe.schema import BUILT_IN, PathSpec, Term
 from tests.support import tiny
-from tests.support.measured import bytes_left, micro_batch, only
+from tests.support.measured import bytes_left, computation, micro_batch, only
 from tests.support.registered_losses import losses
 from tests.training.test_training import stage
 
@@ -347,7 +345,14 @@ def test_before_is_the_student_of_the_stage_s_start_also_after_a_resume(tmp_path
 
 
 @pytest.mark.parametrize(
-    "names", [("student", "teacher", "reverse"), ("modular",), ("eyes_and_mouth", "switch"), ("blind_student", "blind")]
+    "names",
+    [
+        ("student", "teacher", "reverse"),
+        ("modular",),
+        ("eyes_and_mouth", "switch"),
+        ("blind_student", "blind"),
+        ("student", "blind_student"),
+    ],
 )
 def test_the_plan_counts_each_path_by_its_modules(tmp_path, names):
     paths = pair().train()
@@ -355,12 +360,11 @@ def test_the_plan_counts_each_path_by_its_modules(tmp_path, names):
     only(paths, train)
     rows = [tiny.row(n, tiny.picture(tmp_path, f"{n}.png", 1), ("What is it?", "a dog")) for n in "ab"]
     batch = read(paths, tmp_path, which=rows)
-    keep, computed = batch.predicting("answer"), Computation(frozenset(names), train, known=KNOWN)
-    shapes = [ModelShape(model) for model in (paths.student, paths.teacher)]
+    keep, computed = batch.predicting("answer"), computation(paths, names, train)
     left = bytes_left(lambda: paths(batch, set(names), keep), paths, paths.teacher)
-    planned = activations(*shapes, micro_batch(batch), computed, FP32)
+    planned = activations(micro_batch(batch), computed, FP32)
     assert planned.saved + planned.cast == pytest.approx(left, rel=0.05)
     with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):
         logits = paths(batch, set(names), keep)
         sum(logits[name].square().sum() for name in names if KNOWN[name].trains).backward()
-    assert flops.step(*shapes, micro_batch(batch), computed) == counter.get_total_flops()
+    assert flops.step(micro_batch(batch), computed) == counter.get_total_flops()

@@ -7,13 +7,13 @@ import pytest
 from switchkd_cli.engine.build import Pair
 from switchkd_cli.engine.compatibility import Vocabulary, check_paths
 from switchkd_cli.engine.cost import flops
-from switchkd_cli.engine.cost.workload import Computation, MicroBatch
+from switchkd_cli.engine.cost.workload import Computation, MicroBatch, Models
 from switchkd_cli.engine.models.blueprint import Blueprint
 from switchkd_cli.engine.models.shape import ModelShape
 from switchkd_cli.errors import UserError
 from switchkd_cli.planning.preflight import check_batches
 from switchkd_cli.recipe.load import load
-from switchkd_cli.recipe.schema import PathSpec
+from switchkd_cli.recipe.schema import BUILT_IN, PathSpec
 from tests.recipe.test_recipe_problems import problems
 from tests.support import tiny, tiny_run
 from tests.support.small_recipe import write
@@ -180,10 +180,11 @@ def blueprint(model):
 
 def test_a_plan_counts_what_paths_share_once():
     student, teacher = (ModelShape(tiny.model(width)) for width in (16, 24))
+    models = Models({"student": student, "teacher": teacher, "before": student}, 1)
     batch = MicroBatch(2, 2, 30, 6)
 
-    def count(*paths, **more):
-        return flops.step(student, teacher, batch, Computation(frozenset(paths), frozenset({"language"}), **more))
+    def count(*paths, known=BUILT_IN):
+        return flops.step(batch, Computation(models, frozenset(map(known.get, paths)), frozenset({"language"})))
 
     assert count("student", "blind_student") > count("student", "before")
     known = {**stage()._known, "alias": stage()._known["teacher"]}

@@ -98,7 +98,7 @@ class Trainer:
             self.replica = FsdpReplica(paths, groups, self.processes, stage, self.precision)
         else:
             unused = "student" not in self.objective.outputs
-            self.replica = TorchReplica(paths, groups, self.processes, stage, self.precision, find_unused=unused)
+            self.replica = TorchReplica(paths, groups, self.processes, stage, self.precision, unused=unused)
         self.loss = ChunkedObjective(self.objective, dense=self.replica.heads is None)
         self.schedule = make_schedule(self.replica.adamw, stage, self.steps)
 
@@ -202,7 +202,7 @@ class Trainer:
         outputs = self.replica.outputs_to_probe(inputs.outputs, inputs.batch, self.loss.outputs, inputs.keep)
         if outputs is None:
             return {}
-        probed = {part: [self.replica.twins.get(p, p) for p in own] for part, own in self.parts.items()}
+        probed = {part: [self.replica.twins[p] for p in own] for part, own in self.parts.items()}
         return with_shares(gradient_norms_by_term(self.loss.weighted_terms(inputs._replace(outputs=outputs)), probed))
 
     def state_dict(self) -> dict[str, Any]:
