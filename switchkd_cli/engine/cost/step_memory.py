@@ -190,8 +190,8 @@ def activations(
     for vision, projector, _ in {(path.vision, path.projector, path.images) for path in paths}:
         own, sees = projector == "student", vision == "student"
         if own and (train & {"projector", "vision"} if sees else "projector" in train) or sees and not own:
-            of_parts = own and "projector" in train
-            _add_projector(total, shapes[projector].projector, batch.read_by(projector), precision, trained=of_parts)
+            how = {"trained": own and "projector" in train, "inputs": sees and "vision" in train}
+            _add_projector(total, shapes[projector].projector, batch.read_by(projector), precision, **how)
         if sees and not own:
             total.cast += precision.cast * precision.compute * computed.adapter
             inputs = student.features * computed.adapter / shapes[projector].vision.width
@@ -262,9 +262,15 @@ def _add_language(
     total.cast += p.cast * p.compute * (layers * lm.weights + lm.width * lm.vocabulary)
 
 
-def _add_projector(total: Activations, m: ProjectorShape, batch: MicroBatch, p: Precision, *, trained: bool) -> None:
-    """P: the input of its GELU, of its matrices where they are trained, of pooling and convolution."""
-    inputs = m.places * (m.hidden + trained * (m.input + m.hidden))
+def _add_projector(
+    total: Activations, m: ProjectorShape, batch: MicroBatch, p: Precision, *, trained: bool, inputs: bool
+) -> None:
+    """P: the input of its GELU, of its matrices where they are trained, of pooling and convolution.
+
+    `inputs`: a gradient goes through a frozen projector, too, whose GELU reads as much as the map behind it.
+    """
+    frozen = inputs * m.frozen
+    read = m.places * (m.hidden + trained * (m.input + m.hidden) + (frozen > 0) * m.input)
     pooled = (m.convolution > 0) * (m.places + m.tokens) * m.width
-    total.saved += p.compute * batch.images * (inputs + pooled)
-    total.cast += p.cast * p.compute * (m.first + m.second)
+    total.saved += p.compute * batch.images * (read + pooled)
+    total.cast += p.cast * p.compute * (m.first + m.second + frozen)
