@@ -27,7 +27,7 @@ from switchkd_cli.recipe.schema import Parts
 from tests.support import stock_models, tiny, tiny_run, together
 from tests.support.measured import bytes_left, micro_batch, only
 
-WIDE, NARROW = 24, 8  # teachers; the student is 16 wide
+WIDE, EQUAL = 24, 16  # teachers; the student is 16 wide
 PATHS = frozenset(tiny.SWITCH_KD)
 
 
@@ -39,7 +39,7 @@ def spec(teacher, **more) -> Parts:
 def folder(tmp_path_factory):
     """A folder with teachers, and students that keep their projectors."""
     home = tmp_path_factory.mktemp("frozen")
-    for width in (WIDE, NARROW):
+    for width in (WIDE, EQUAL):
         tiny.model(width, seed=2).save(home / f"{width}")
         torch.manual_seed(1)
         design(spec(home / f"{width}")).build().save(home / f"of{width}")
@@ -82,12 +82,16 @@ def test_the_map_alone_learns_and_a_training_resumes_bit_equal(train, folder, tm
     assert not any(map(torch.equal, learnt.parameters(), before.map.parameters()))
     assert not any("frozen" in name for name in loop.trainer.trained)
 
-    write_state(together.trained(tmp_path / "part", until=1, **how)[1], (tmp_path / "kept").mkdir() or tmp_path / "kept")
+    write_state(
+        together.trained(tmp_path / "part", until=1, **how)[1], (tmp_path / "kept").mkdir() or tmp_path / "kept"
+    )
     later, resumed, _ = together.trained(tmp_path / "rest", after=tmp_path / "kept", **how)
     assert [line["loss"] for line in later] == [line["loss"] for line in lines[1:]]
     assert all(torch.equal(resumed["model"][name], value) for name, value in state["model"].items())
 
     student.save(tmp_path / "saved")
+    told = LLAVA.usage(json.loads((tmp_path / "saved" / "config.json").read_text()))
+    assert "can't\nload this model" in told and "import switchkd_cli.engine.models.frozen_projector" in told
     again = load_model(str(tmp_path / "saved")).state_dict()
     assert all(torch.equal(again[name], value) for name, value in student.state_dict().items())
 
@@ -112,7 +116,9 @@ def test_the_plan_counts_what_a_step_takes(train, folder, tmp_path):
     planned = ModelShape(LLAVA.skeleton(student.model.config))
     for shape in (planned, shapes[0]):
         assert shape.total["projector"] == sum(p.numel() for p in student.core.multi_modal_projector.parameters())
-        assert shape.trainable["projector"] == sum(p.numel() for p in student.core.multi_modal_projector.map.parameters())
+        assert shape.trainable["projector"] == sum(
+            p.numel() for p in student.core.multi_modal_projector.map.parameters()
+        )
     batch = tiny.batch(student, tmp_path)
     only(paths, train)
     keep = batch.predicting("answer")
@@ -137,7 +143,7 @@ def test_a_plan_knows_a_published_projector():
 # --- export: two linear layers in a row are one
 
 
-@pytest.mark.parametrize("width", [WIDE, NARROW])
+@pytest.mark.parametrize("width", [WIDE, EQUAL])
 def test_a_folded_model_has_the_logits_of_the_whole_one(width, folder, tmp_path):
     torch.manual_seed(0)
     model = load_model(str(folder / f"of{width}")).double()
@@ -146,15 +152,15 @@ def test_a_folded_model_has_the_logits_of_the_whole_one(width, folder, tmp_path)
     wanted = logits(model, batch)
     folded = as_llava(model)
     torch.testing.assert_close(logits(folded, batch), wanted, rtol=1e-12, atol=1e-12)
-    assert folded.core.multi_modal_projector.linear_2.weight.shape == (16, max(width, 16))
+    assert folded.core.multi_modal_projector.linear_2.weight.shape == (16, width)
 
 
-def test_one_no_wider_than_the_language_model_is_exported_as_a_stock_llava(folder, tmp_path):
-    export(folder / f"of{NARROW}", "vllm", tmp_path / "out")
+def test_one_as_wide_as_the_language_model_is_exported_as_a_stock_llava(folder, tmp_path):
+    export(folder / f"of{EQUAL}", "vllm", tmp_path / "out")
     assert check_checkpoint(str(tmp_path / "out"), needs_template=False).config.model_type == "llava"
     stock = AutoModelForImageTextToText.from_pretrained(tmp_path / "out", dtype="float32").eval()
     assert type(stock).__name__ == "LlavaForConditionalGeneration"
-    model = load_model(str(folder / f"of{NARROW}"))
+    model = load_model(str(folder / f"of{EQUAL}"))
     batch = tiny.batch(model, tmp_path, which=tiny.rows(tmp_path)[:1])
     with torch.no_grad():
         told = stock(input_ids=batch.input_ids, pixel_values=tiny.pixels(batch)).logits[batch.predicting("answer")]
@@ -162,7 +168,7 @@ def test_one_no_wider_than_the_language_model_is_exported_as_a_stock_llava(folde
 
 
 @pytest.mark.parametrize("to", ["vllm", "mlx"])
-def test_a_wider_one_is_refused_where_projectors_are_as_wide_as_the_language_model(to, folder, tmp_path):
+def test_one_of_another_width_is_refused_where_only_a_stock_llava_is_read(to, folder, tmp_path):
     with pytest.raises(UserError) as refused:
         export(folder / f"of{WIDE}", to, tmp_path / "out")
     told = "the frozen projector is 24 wide inside, a LLaVA's as wide as its language model, 16"

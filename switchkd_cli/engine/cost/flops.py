@@ -78,7 +78,8 @@ def _vision(v: VisionShape, batch: MicroBatch, *, trained: bool = False, recompu
 def _projector(p: ProjectorShape, batch: MicroBatch, *, weights: bool = False, inputs: bool = False) -> float:
     """P: its matrices, and a depth-wise convolution where tokens are pooled; backward what these gradients need."""
     any_gradient = weights or inputs
-    matrices = (1 + weights) * (p.first + p.second) + any_gradient * p.second + inputs * p.first + (1 + inputs) * p.frozen
+    matrices = (1 + weights) * (p.first + p.second) + any_gradient * p.second + inputs * p.first
+    matrices += (1 + inputs) * p.frozen
     convolution = p.tokens * p.convolution * (1 + weights + any_gradient)
     return 2 * batch.images * (p.places * matrices + convolution)
 

@@ -15,13 +15,13 @@ from switchkd_cli import registry
 from switchkd_cli.engine.build import check_checkpoint
 from switchkd_cli.engine.export.model_card import NAME
 from switchkd_cli.engine.models.blueprint import Blueprint
-from switchkd_cli.engine.models.frozen_projector import LlavaFrozenProjectorConfig
+from switchkd_cli.engine.models.frozen_projector import LlavaFrozenConfig
 from switchkd_cli.engine.models.llava import LlavaBlueprint
 from switchkd_cli.engine.models.vision_language_model import VisionLanguageModel
 from switchkd_cli.errors import MACHINE, UserError
 from switchkd_cli.files.atomic import atomic_folder
 
-FROZEN = LlavaFrozenProjectorConfig.model_type
+FROZEN = LlavaFrozenConfig.model_type
 Reasons = Callable[[Blueprint], Iterable[str]]
 
 
@@ -86,9 +86,9 @@ def unlike_llava(model: Blueprint, *others: str) -> Iterator[str]:
     if not isinstance(model, LlavaBlueprint):
         yield f"a {model.kind} model, and only LLaVA's shape is written (student.family=llava)"
     elif kind == FROZEN and kind not in others:
-        ours, theirs = model.config.text_config.hidden_size, model.config.frozen_width
-        if theirs > ours:
-            told = f"the frozen projector is {theirs} wide inside, a LLaVA's as wide as its language model, {ours}"
+        widths = model.config.frozen_width, model.config.text_config.hidden_size
+        if widths[0] != widths[1]:
+            told = "the frozen projector is {} wide inside, a LLaVA's as wide as its language model, {}".format(*widths)
             yield f"{told} (student.frozen_projector=null, or --to gguf or onnx)"
     elif kind not in ("llava", *others):
         yield "the projector is LDPNetV2, which it lacks (student.projector=mlp2x_gelu)"

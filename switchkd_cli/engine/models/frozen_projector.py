@@ -5,14 +5,13 @@ subclass as in ldpnet.py. Source: CompoDistill's TAF, where the other model is t
 """
 
 from torch import Tensor, nn
-from torch.nn.functional import pad
 from transformers import AutoConfig, AutoModelForImageTextToText, LlavaConfig, LlavaForConditionalGeneration
 from transformers.models.llava.modeling_llava import LlavaMultiModalProjector
 
 from switchkd_cli.engine.models.seams import replaced
 
 
-class LlavaFrozenProjectorConfig(LlavaConfig):
+class LlavaFrozenConfig(LlavaConfig):
     """A LlavaConfig of which a frozen projector is `frozen_width` wide, inside and in what it gives."""
 
     model_type = "llava_frozen_projector"
@@ -22,7 +21,7 @@ class LlavaFrozenProjectorConfig(LlavaConfig):
 class FrozenProjector(nn.Module):
     """The other model's projector, `frozen`, which no stage trains (`VisionLanguageModel.used_parameters`), then a linear `map`."""
 
-    def __init__(self, config: LlavaFrozenProjectorConfig) -> None:
+    def __init__(self, config: LlavaFrozenConfig) -> None:
         super().__init__()
         with replaced(config.text_config, {"hidden_size": config.frozen_width}):
             self.frozen = LlavaMultiModalProjector(config)
@@ -33,30 +32,23 @@ class FrozenProjector(nn.Module):
         return self.map(self.frozen(features))
 
     def fold(self) -> LlavaMultiModalProjector:
-        """Make the frozen projector compute all of it, and return it: y -> A y + a after h -> W h + b is h -> A W h + (A b + a).
-
-        LLaVA's is as wide inside as the language model: a narrower one gets further units, which give 0.
-        """
-        first, last = self.frozen.linear_1, self.frozen.linear_2
-        more = max(0, self.map.out_features - first.out_features)
+        """Fold the map into the frozen projector and return it: y -> A y + a after h -> W h + b is h -> A W h + (A b + a)."""
+        last = self.frozen.linear_2
         weight, bias = (self.map.weight.double() @ of.double() for of in (last.weight, last.bias))
-        values = {first: (pad(first.weight, (0, 0, 0, more)), pad(first.bias, (0, more)))}
-        values |= {last: (pad(weight, (0, more)), bias + self.map.bias)}
-        for layer, (weight, bias) in values.items():
-            layer.weight, layer.bias = (nn.Parameter(value.to(layer.weight.dtype)) for value in (weight, bias))
+        last.weight, last.bias = (nn.Parameter(of.to(last.weight.dtype)) for of in (weight, bias + self.map.bias))
         return self.frozen
 
 
-class LlavaFrozenProjectorForConditionalGeneration(LlavaForConditionalGeneration):
+class LlavaFrozenForConditionalGeneration(LlavaForConditionalGeneration):
     """transformers' LlavaForConditionalGeneration with a frozen projector and a map behind it."""
 
-    config: LlavaFrozenProjectorConfig
+    config: LlavaFrozenConfig
 
-    def __init__(self, config: LlavaFrozenProjectorConfig) -> None:
+    def __init__(self, config: LlavaFrozenConfig) -> None:
         super().__init__(config)
         self.model.multi_modal_projector = FrozenProjector(config)
         self.post_init()  # of the map's weights
 
 
-AutoConfig.register(LlavaFrozenProjectorConfig.model_type, LlavaFrozenProjectorConfig)
-AutoModelForImageTextToText.register(LlavaFrozenProjectorConfig, LlavaFrozenProjectorForConditionalGeneration)
+AutoConfig.register(LlavaFrozenConfig.model_type, LlavaFrozenConfig)
+AutoModelForImageTextToText.register(LlavaFrozenConfig, LlavaFrozenForConditionalGeneration)

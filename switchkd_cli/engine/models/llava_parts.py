@@ -16,7 +16,7 @@ from switchkd_cli.engine.models import processors, tinyllava
 from switchkd_cli.engine.models.blueprint import Blueprint
 from switchkd_cli.engine.models.checkpoint_files import check_config, read_config
 from switchkd_cli.engine.models.family import Family, Published
-from switchkd_cli.engine.models.frozen_projector import LlavaFrozenProjectorConfig
+from switchkd_cli.engine.models.frozen_projector import LlavaFrozenConfig
 from switchkd_cli.engine.models.ldpnet import LlavaLdpConfig
 from switchkd_cli.engine.models.llava import LANGUAGE_MODELS, SEAM, TOWERS, LlavaBlueprint, joined, processor_for
 from switchkd_cli.engine.models.tokenizers import IMAGE, own_template, read_tokenizer, widen
@@ -36,9 +36,9 @@ def design(spec: Parts, who: str = "student") -> LlavaBlueprint:
     Reads the parts' configs, the tokenizer, and the headers of the weights. Raises UserError for a part of another kind, an
     unknown configuration key, or a part without files; `build` of the blueprint does for weights that don't fit the config.
     """
-    vision, language, kept = (_part_folder(spec, part, who) for part in ("vision", "language", "frozen_projector"))
-    whole, speaker = _whole(vision), _whole(language)  # complete models, whose tower or language model is the part
-    frozen = LLAVA.read(kept) if kept else None
+    vision, language, other = (_part_folder(spec, part, who) for part in ("vision", "language", "frozen_projector"))
+    # complete models, of which one module is the part
+    whole, speaker, frozen = _whole(vision), _whole(language), LLAVA.read(other) if other else None
     tokenizer = read_tokenizer(_tokenizer_folder(spec, language, who))
     vision_config = copy.deepcopy(whole.config.vision_config) if whole else part_config(spec, "vision", who, vision)
     text_config = copy.deepcopy(speaker.config.text_config) if speaker else part_config(spec, "language", who, language)
@@ -46,8 +46,8 @@ def design(spec: Parts, who: str = "student") -> LlavaBlueprint:
         text_config.vocab_size = len(tokenizer)
     text_config.pad_token_id, text_config.eos_token_id = tokenizer.pad_token_id, tokenizer.eos_token_id
     image_token = tokenizer.convert_tokens_to_ids(IMAGE)
-    configs = vision_config, text_config, frozen.config if frozen else None
-    config = _config(spec, who, *configs, tokens=len(tokenizer), image_token=image_token)
+    kept = frozen.config if frozen else None
+    config = _config(spec, who, vision_config, text_config, kept, tokens=len(tokenizer), image_token=image_token)
     image_processor = _image_processor(vision, whole)
     if spec.image_processor is not None:
         named = fetch(spec.image_processor, f"{who}.image_processor", allow_pickle=spec.allow_pickle)
@@ -92,21 +92,16 @@ def _config(
     settings = {"vision_feature_layer": spec.feature_layer, "vision_feature_select_strategy": spec.feature_select}
     if frozen is None:
         return joined(PROJECTORS[spec.projector], vision, text, tokens, image_token, **settings)
-    _check_frozen(spec, who, vision, frozen)
-    settings["frozen_width"] = frozen.text_config.hidden_size
-    return joined(LlavaFrozenProjectorConfig, vision, text, tokens, image_token, **settings)
-
-
-def _check_frozen(spec: Parts, who: str, vision: PretrainedConfig, of: Any) -> None:
-    """Raise UserError unless a model's projector is LLaVA's MLP, for such features as this tower gives."""
-    where, mlp = f"{who}.frozen_projector: {spec.frozen_projector}", type(of) is LlavaConfig and of.projector_hidden_act == "gelu"
-    if not mlp or not of.multimodal_projector_bias or spec.projector != "mlp2x_gelu":
+    where, mlp = f"{who}.frozen_projector: {spec.frozen_projector}", (LlavaConfig, "gelu", True, "mlp2x_gelu")
+    if (type(frozen), frozen.projector_hidden_act, frozen.multimodal_projector_bias, spec.projector) != mlp:
         raise UserError(f"{where}: only LLaVA's mlp2x_gelu can be kept", hint=f"{who}.frozen_projector=null")
-    reads, gives = (of.vision_config.hidden_size, of.vision_feature_layer), (vision.hidden_size, spec.feature_layer)
-    if reads != gives:
-        told = "{where}: it reads features of width {} from layer {}, the tower gives {} from layer {}"
-        hint = f"{who}.feature_layer={of.vision_feature_layer}, and a tower of its build as {who}.vision"
-        raise UserError(told.format(*reads, *gives, where=where), hint)
+    reads, layer = frozen.vision_config.hidden_size, frozen.vision_feature_layer
+    if (reads, layer) != (vision.hidden_size, spec.feature_layer):
+        gives = f"the tower gives {vision.hidden_size} from layer {spec.feature_layer}"
+        hint = f"{who}.feature_layer={layer}, and a tower of its build as {who}.vision"
+        raise UserError(f"{where}: it reads features of width {reads} from layer {layer}, {gives}", hint)
+    settings["frozen_width"] = frozen.text_config.hidden_size
+    return joined(LlavaFrozenConfig, vision, text, tokens, image_token, **settings)
 
 
 def _part_folder(spec: Parts, part: str, who: str) -> CheckpointFolder | None:
@@ -140,14 +135,9 @@ def _image_processor(checkpoint: CheckpointFolder | None, whole: Blueprint | Non
 
 
 def part_config(spec: Parts, part: str, who: str, checkpoint: CheckpointFolder | None) -> PretrainedConfig:
-    """Return the config of a part: a fresh one's, or a named one's; of a two-tower checkpoint (SigLIP, CLIP) the tower's.
-
-    That of a frozen projector is its whole model's.
-    """
+    """Return the config of a part: a fresh one's, or a named one's; of a two-tower checkpoint (SigLIP, CLIP) the tower's."""
     if checkpoint is None:
         return fresh_config(part, getattr(spec, part), who)
-    if part == "frozen_projector":
-        return LLAVA.read(checkpoint).config
     config, known = read_config(checkpoint), TOWERS if part == "vision" else LANGUAGE_MODELS
     if part == "vision":
         config = getattr(config, "vision_config", config)
@@ -188,13 +178,14 @@ def published_config(spec: Parts, who: str, published: Published) -> tuple[Llava
 
 
 def _planned_config(spec: Parts, part: str, who: str, published: Published) -> Any:
-    """Return a part's config: fresh, read from this machine, or published; None where it is not known."""
+    """Return a part's config (of a frozen projector its model's): fresh, read here, or published; None where it is not known."""
     source = getattr(spec, part)
     if isinstance(source, Fresh):
         return fresh_config(part, source, who)
     try:
         with configs_only():
-            return part_config(spec, part, who, fetch(source, f"{who}.{part}"))
+            folder = fetch(source, f"{who}.{part}")
+            return LLAVA.read(folder).config if part == "frozen_projector" else part_config(spec, part, who, folder)
     except UserError:
         facts = published(part, source)
         return transformers.AutoConfig.for_model(**copy.deepcopy(facts["config"])) if facts else None
@@ -218,5 +209,5 @@ class LlavaFamily(Family):
         return LlavaBlueprint.of(config, processor, *rest)
 
 
-OTHERS = (LlavaLdpConfig.model_type, LlavaFrozenProjectorConfig.model_type, tinyllava.TYPE)
-LLAVA = LlavaFamily("llava", SEAM, others=OTHERS, towers=TOWERS)
+OTHERS = LlavaLdpConfig.model_type, LlavaFrozenConfig.model_type, tinyllava.TYPE
+LLAVA = LlavaFamily("llava", SEAM, OTHERS, TOWERS)
