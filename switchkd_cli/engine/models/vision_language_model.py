@@ -24,8 +24,6 @@ EAGER = {"_attn_implementation": "eager"}
 """Of L's config: the only implementation that returns attention weights."""
 ABOVE = ("post_layernorm.", "head.", "layernorm.")
 """Of a tower, what comes behind its layers: where P reads one of these, it has no use."""
-FROZEN = "frozen."
-"""Of a projector, what is another model's and stays as it is."""
 
 Shown = Sequence[tuple[Tensor, ImageInput]]
 """The visual tokens [M, width of L] of images, and their inputs."""
@@ -83,7 +81,8 @@ class VisionLanguageModel(nn.Module):
         """Return the part's parameters that a forward pass uses, by name: training the part trains these.
 
         Where the projector reads one of the tower's layers, what follows it (later layers, the last norm, a pooling head) is
-        never trained. Of a language part with adapters, these alone are trained; of a projector, not what is another model's.
+        never trained, nor is what a projector keeps of another model (`FrozenProjector`). Of a language part with adapters, these
+        alone are trained.
         """
         unique = {id(p): (n, p) for module in self.parts[part] for n, p in module.named_parameters()}
         named = dict(unique.values())  # a tied head is counted once
@@ -91,7 +90,7 @@ class VisionLanguageModel(nn.Module):
             return adapters
         count = self.seam.read_layers(self.model.config)
         if part != "vision" or count is None:
-            return {name: p for name, p in named.items() if not name.startswith(FROZEN)}
+            return {name: p for name, p in named.items() if not name.startswith("frozen.")}
         later = tuple(f"{self.seam.layers}.{i}." for i in range(count, len(self.seam.vision_layers(self.core))))
         return {name: p for name, p in named.items() if not name.startswith((*later, *ABOVE))}
 
