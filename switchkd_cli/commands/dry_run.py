@@ -162,7 +162,7 @@ def _term(term: Term) -> str:
 def _model(model: Model) -> str:
     if isinstance(model, Checkpoint):
         return f"{model.family}: {model.checkpoint}" if model.family else model.checkpoint
-    parts = (model.vision, model.projector, model.language)
+    parts = (model.vision, model.frozen_projector or model.projector, model.language)
     return f"{model.family}: " + " + ".join("fresh" if isinstance(part, Fresh) else part for part in parts)
 
 

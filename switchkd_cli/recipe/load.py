@@ -23,7 +23,7 @@ from switchkd_cli.recipe.schema import Count, DataSet, Part, Positive, Recipe, S
 from switchkd_cli.recipe.validate import check
 from switchkd_cli.recipe.yaml_positions import at, line, listed, mapping, mappings, trained_on
 
-NAMED = ("checkpoint", "vision", "language")  # the fields of a model that name one
+NAMED = ("checkpoint", "vision", "language", "frozen_projector")  # the fields of a model that name one
 BASE = "base"  # the only row of a recipe that names no rows
 
 T = TypeVar("T")

@@ -73,6 +73,9 @@ class Parts(Strict):
     """The language model: a folder, a hub id, `playground:NAME`, or `{fresh: {...}}`."""
     projector: Literal["mlp2x_gelu", "ldpnetv2"] = "mlp2x_gelu"
     """The projector: an MLP of two layers, or MobileVLM V2's, which makes a quarter of the tokens."""
+    frozen_projector: Annotated[Text | None, _left_out(None)] = None
+    """A whole LLaVA, such as the teacher, whose projector the student keeps as it is; a linear map behind it is fresh, and
+    what `projector` in `train` trains (none: all of the projector is)."""
     tokenizer: Text | None = None
     """The folder or hub id of a tokenizer (none: the language model's own). A fresh language model has none."""
     image_processor: Annotated[Text | None, _left_out(None)] = None

@@ -68,6 +68,7 @@ def _projector(p: ProjectorShape, of: Pass) -> float:
     """P: its matrices, and a depth-wise convolution where tokens are pooled; backward what these gradients need."""
     any_gradient = of.weights or of.inputs
     matrices = (1 + of.weights) * (p.first + p.second) + any_gradient * p.second + of.inputs * p.first
+    matrices += (1 + of.inputs) * p.frozen
     convolution = p.tokens * p.convolution * (1 + of.weights + any_gradient)
     return 2 * of.batch.images * (p.places * matrices + convolution)
 

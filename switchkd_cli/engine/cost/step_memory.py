@@ -240,8 +240,12 @@ def _add_language(total: Activations, computed: Computation, of: Pass, p: Precis
 
 
 def _add_projector(total: Activations, m: ProjectorShape, of: Pass, p: Precision) -> None:
-    """P: the input of its GELU, of its matrices where they are trained, of pooling and convolution."""
-    inputs = m.places * (m.hidden + of.weights * (m.input + m.hidden))
+    """P: the input of its GELU, of its matrices where they are trained, of pooling and convolution.
+
+    A gradient of its inputs goes through a frozen projector, too, whose GELU reads as much as the map behind it.
+    """
+    frozen = of.inputs * m.frozen
+    read = m.places * (m.hidden + of.weights * (m.input + m.hidden) + (frozen > 0) * m.input)
     pooled = (m.convolution > 0) * (m.places + m.tokens) * m.width
-    total.saved += p.compute * of.batch.images * (inputs + pooled)
-    total.cast += p.cast * p.compute * (m.first + m.second)
+    total.saved += p.compute * of.batch.images * (read + pooled)
+    total.cast += p.cast * p.compute * (m.first + m.second + frozen)

@@ -11,7 +11,7 @@ from typing import Any
 
 from torch import Tensor
 
-from switchkd_cli.engine.export.runtimes import Runtime, unlike_llava
+from switchkd_cli.engine.export.runtimes import FROZEN, Runtime, as_llava, unlike_llava
 from switchkd_cli.engine.models.blueprint import Blueprint, max_positions
 from switchkd_cli.engine.models.processors import normalisation, to_be_saved
 from switchkd_cli.engine.models.shape import features_of, layers_before_features, patch_grid
@@ -39,7 +39,7 @@ def _split(model: Blueprint) -> str | None:
 
 
 def _refuses(model: Blueprint) -> Iterator[str]:
-    if problems := [*unlike_llava(model)]:
+    if problems := [*unlike_llava(model, FROZEN)]:
         yield from problems
         return
     text, features = model.config.text_config, features_of(model.config)
@@ -65,7 +65,7 @@ def _stretches(model: Blueprint) -> Iterator[str]:
 def _write(model: Blueprint, folder: Path, bits: int | None) -> None:
     import gguf
 
-    llava: Any = model.build("auto").model
+    llava: Any = as_llava(model.build("auto")).model
     kind = NAMES["file_types"][str(llava.dtype)]
     text = gguf.GGUFWriter(folder / TEXT, llava.config.text_config.model_type)
     _describe_text(text, model)

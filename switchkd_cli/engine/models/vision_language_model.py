@@ -80,7 +80,8 @@ class VisionLanguageModel(nn.Module):
         """Return the part's parameters that a forward pass uses, by name: training the part trains these.
 
         Where the projector reads one of the tower's layers, what follows it (later layers, the last norm, a pooling head) is
-        never trained. Of a language part with adapters, these alone are trained.
+        never trained, nor is what a projector keeps of another model (`FrozenProjector`). Of a language part with adapters, these
+        alone are trained.
         """
         unique = {id(p): (n, p) for module in self.parts[part] for n, p in module.named_parameters()}
         named = dict(unique.values())  # a tied head is counted once
@@ -88,7 +89,7 @@ class VisionLanguageModel(nn.Module):
             return adapters
         count = self.seam.read_layers(self.model.config)
         if part != "vision" or count is None:
-            return named
+            return {name: p for name, p in named.items() if not name.startswith("frozen.")}
         later = tuple(f"{self.seam.layers}.{i}." for i in range(count, len(self.seam.vision_layers(self.core))))
         return {name: p for name, p in named.items() if not name.startswith((*later, *ABOVE))}
 
