@@ -21,9 +21,8 @@ from switchkd_cli.engine.batch import Batch, ImageInput, collate
 from switchkd_cli.engine.data.conversation import Examples
 from switchkd_cli.engine.paths import Paths
 from switchkd_cli.engine.training.data_loader import order
-from switchkd_cli.engine.training.figures import Figures, figure, joined
+from switchkd_cli.engine.training.figures import Figure, joined, measure
 from switchkd_cli.engine.training.processes import ALONE
-from switchkd_cli.recipe.schema import Term
 
 GREY = {"teacher_grey": "blind", "student_grey": "blind_student"}  # what paths are called in a report
 ROWS = 64  # rows compared: several thousand answer tokens
@@ -38,8 +37,8 @@ def fidelity(paths: Paths, data: Examples, *, precision: str) -> dict[str, Any]:
     in nats), `error_consistency` of both models' right tokens, and `positions`. The positions are the same for every
     student, too.
     """
-    figures = Figures({"agreement": figure("agreement"), "kl": figure("divergence"), **_right("student", "teacher")})
-    parts = [figures.measure(paths, *each) for each in compared(paths, data, precision)]
+    figures = [Figure(loss="agreement"), Figure(name="kl", loss="divergence"), *_right("student", "teacher")]
+    parts = [measure(figures, paths, *each) for each in compared(paths, data, precision)]
     of = joined(parts)
     positions, divergence = len(of["agreement"]), sum(part["kl"].sum().item() for part in parts)
     means = {"agreement": of["agreement"].double().mean().item(), "kl": divergence / positions}
@@ -77,15 +76,15 @@ def eyes_or_reader(paths: Paths, data: Examples, *, precision: str) -> dict[str,
     from student to teacher is the sum of `eyes` (reverse minus student), `reader` (switch minus student) and `interaction`
     (what both together give beyond that). `positions`: answer tokens. None where no row has an image.
     """
-    figures, of_other = Figures(_right("student", "switch", "teacher", "reverse", *GREY)), Figures(_right("student"))
+    figures, of_other = _right("student", "switch", "teacher", "reverse", *GREY), _right("student")
     each, seen = list[dict[str, Tensor]](), dict[str, ImageInput]()
     for batch, keep in compared(paths, data, precision):
         if not batch.images:
             continue
         keep = keep & batch.has_image[:, None]
-        found = figures.measure(paths, batch, keep)
+        found = measure(figures, paths, batch, keep)
         other, replaced = batch.with_other_images(seen)
-        found["student_other"] = of_other.measure(paths, other, keep & replaced[:, None])["student"]
+        found["student_other"] = measure(of_other, paths, other, keep & replaced[:, None])["student"]
         each.append(found)
     if not each:
         return None
@@ -96,6 +95,6 @@ def eyes_or_reader(paths: Paths, data: Examples, *, precision: str) -> dict[str,
     return {"positions": len(every["student"]), "accuracy": accuracy, **parts}
 
 
-def _right(*names: str) -> dict[str, Term]:
+def _right(*names: str) -> list[Figure]:
     """Return the figures that say where paths, named as in a report, predict the right token."""
-    return {name: figure("right", of=GREY.get(name, name)) for name in names}
+    return [Figure(name=name, loss="right", of=GREY.get(name, name)) for name in names]
