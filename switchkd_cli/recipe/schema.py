@@ -5,7 +5,7 @@ writes docs/recipe_fields.md from it.
 """
 
 from collections.abc import Mapping
-from typing import Annotated, Any, Literal, Self, get_args
+from typing import Annotated, Any, ClassVar, Literal, Self, get_args
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Discriminator, Field, PrivateAttr, Tag, model_validator
 from pydantic_core import PydanticCustomError
@@ -355,6 +355,7 @@ def _weight_form(value: Any) -> str:
 class Term(Strict):
     """One summand of a stage's objective: weight · loss(to, of) on the chosen positions."""
 
+    kind: ClassVar[registry.Kind] = "loss"
     name: Name
     """The term's name in metrics, rows and overrides (none: that of its loss). No two terms of a stage share one."""
     loss: str
@@ -419,7 +420,7 @@ class Term(Strict):
     @property
     def signature(self) -> registry.Signature:
         """The signature of its loss."""
-        return registry.signature("loss", self.loss)
+        return registry.signature(self.kind, self.loss)
 
     @property
     def score(self) -> registry.Signature | None:

@@ -15,7 +15,7 @@ from switchkd_cli.engine.build import load as load_model
 from switchkd_cli.engine.cost import flops
 from switchkd_cli.engine.cost.model_facts import _published_model
 from switchkd_cli.engine.cost.step_memory import FP32, activations
-from switchkd_cli.engine.cost.workload import Computation
+from switchkd_cli.engine.cost.workload import Computation, Models
 from switchkd_cli.engine.export.runtimes import as_llava, export
 from switchkd_cli.engine.models.llava_parts import LLAVA, design
 from switchkd_cli.engine.models.shape import ModelShape
@@ -23,7 +23,7 @@ from switchkd_cli.engine.paths import Paths
 from switchkd_cli.engine.training.checkpointing import write_state
 from switchkd_cli.errors import INPUT, UserError
 from switchkd_cli.recipe.load import load
-from switchkd_cli.recipe.schema import Parts
+from switchkd_cli.recipe.schema import BUILT_IN, Parts
 from tests.support import stock_models, tiny, tiny_run, together
 from tests.support.measured import bytes_left, micro_batch, only
 
@@ -112,9 +112,9 @@ def test_a_recipe_builds_it_with_and_without_its_teacher(folder, tmp_path):
 def test_the_plan_counts_what_a_step_takes(train, folder, tmp_path):
     paths, train = pair(folder), frozenset(train)
     wanted = PATHS if "vision" in train else PATHS - {"switch"}
-    student, shapes = paths.student, (ModelShape(paths.student), ModelShape(paths.teacher))
+    student, models = paths.student, Models({of: ModelShape(paths.model(of)) for of in ("student", "teacher")}, 0)
     planned = ModelShape(LLAVA.skeleton(student.model.config))
-    for shape in (planned, shapes[0]):
+    for shape in (planned, models.student):
         assert shape.total["projector"] == sum(p.numel() for p in student.core.multi_modal_projector.parameters())
         assert shape.trainable["projector"] == sum(
             p.numel() for p in student.core.multi_modal_projector.map.parameters()
@@ -123,12 +123,12 @@ def test_the_plan_counts_what_a_step_takes(train, folder, tmp_path):
     only(paths, train)
     keep = batch.predicting("answer")
     left = bytes_left(lambda: paths(batch, wanted, keep), paths, paths.teacher)
-    computed = Computation(wanted, train)
-    assert activations(*shapes, micro_batch(batch), computed, FP32).saved == pytest.approx(left, rel=0.05)
+    computed = Computation(models, frozenset(map(BUILT_IN.get, wanted)), train)
+    assert activations(micro_batch(batch), computed, FP32).saved == pytest.approx(left, rel=0.05)
     with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):
         outputs = paths(batch, wanted, keep)
         sum(z.square().sum() for path, z in outputs.items() if path != "teacher").backward()
-    assert flops.step(*shapes, micro_batch(batch), computed) == pytest.approx(counter.get_total_flops(), rel=1e-6)
+    assert flops.step(micro_batch(batch), computed) == pytest.approx(counter.get_total_flops(), rel=1e-6)
 
 
 def test_a_plan_knows_a_published_projector():

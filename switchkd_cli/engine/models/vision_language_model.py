@@ -190,13 +190,6 @@ class VisionLanguageModel(nn.Module):
         text = ((batch.turn >= 0) & ~batch.image)[batch.image_rows]
         return together([w.transpose(0, 1) * t[:, None, None] for w, t in zip(of_images, text, strict=True)])
 
-    def mean_attention(self, batch: Batch) -> tuple[Tensor, Tensor]:
-        """For figures, one example: attention [T, T], the mean over layers and heads, and logits [T, V]."""
-        with replaced(self.language.config, EAGER):
-            tokens = self.project(self.encode(batch.images), batch.images)
-            output = self._read(batch, tokens, output_attentions=True)
-        return torch.stack(output.attentions).mean((0, 2))[0], self.logits(output.last_hidden_state[0])
-
     def same_vision(self, other: Self) -> bool:
         """Return whether both have the same tower, weight by weight, and read it at the same layers."""
         ours, theirs = (model.used_parameters("vision") for model in (self, other))

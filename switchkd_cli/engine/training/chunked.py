@@ -4,7 +4,7 @@
 """
 
 import math
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import accumulate, pairwise
 from typing import Any, cast
 
@@ -36,18 +36,18 @@ class ChunkedObjective:
     on the heads' weights. Losses and scores that compare an example's positions with one another get whole examples.
 
     `dense`: the same objective from all logits at once, which the chunks must equal; for outputs with logits, of paths
-    whose head weights only their own forward pass can use. `also`: paths whose logits `on_logits` gets in any case.
+    whose head weights only their own forward pass can use.
     """
 
-    def __init__(self, objective: Objective, *, dense: bool = False, also: Collection[str] = ()) -> None:
+    def __init__(self, objective: Objective, *, dense: bool = False) -> None:
         self.objective, self.dense = objective, dense
         of_logits = [term for term in objective.terms if dense or "logits" in term.kinds]
         self.compared = {path for term in of_logits for path in term.sides.values()}
         self.on_logits = objective.part(of_logits)
         self.on_others = objective.part([term for term in objective.terms if term not in of_logits])
-        self.paths = tuple(sorted(name for name in self.on_logits.outputs | set(also) if "." not in name))
+        self.paths = tuple(sorted(name for name in self.on_logits.outputs if "." not in name))
         hidden = {output_name(path, "hidden") for path in self.paths}
-        self.outputs = self.on_logits.outputs | set(also) if dense else self.on_others.outputs | hidden
+        self.outputs = self.on_logits.outputs if dense else self.on_others.outputs | hidden
 
     def __call__(
         self, inputs: LossInputs, on_logits: OnLogits | None = None, on_values: OnValues | None = None
@@ -74,7 +74,7 @@ class ChunkedObjective:
             heads = inputs.heads
             assert heads is not None, "outputs without logits need the paths' heads"
             hidden = [cast(Tensor, inputs.outputs[output_name(path, "hidden")]) for path in self.paths]
-            # what only a score or `also` names learns nothing
+            # what only a score names learns nothing
             hidden = [of if path in self.compared else of.detach() for path, of in zip(self.paths, hidden, strict=True)]
             # autograd doesn't tell a function that gradients are switched off
             weights = [heads.weights[path] for path in self.paths]

@@ -138,7 +138,7 @@ class Objective:
 
     def _values(self, term: Term, inputs: LossInputs) -> tuple[Tensor, Tensor]:
         """Return a term at each position, image or span, [N], and the row of the batch that each belongs to, [N]."""
-        signature, loss = term.signature, registry.resolve("loss", term.loss)
+        signature, loss = term.signature, registry.resolve(term.kind, term.loss)
         given = self._given(term, inputs, signature, term.sides)
         given |= {"targets": given["student_targets"], "state": inputs.states.get(term.name, State())}
         if self.tokens is not None and self.counted(term) == PAIRS:  # a token's number is its column's

@@ -16,7 +16,7 @@ from switchkd_cli.engine.models.low_rank import add_adapters
 from switchkd_cli.engine.paths import Paths
 from switchkd_cli.engine.teacher_states import TeacherStates
 from switchkd_cli.engine.training.chunked import ChunkedObjective, compare_with_dense
-from switchkd_cli.engine.training.diagnostics import Diagnostics, average, gradient_norms_by_term, with_shares
+from switchkd_cli.engine.training.diagnostics import Diagnostics, average, gradient_norms_by_term
 from switchkd_cli.engine.training.objective import LossInputs, Objective
 from switchkd_cli.engine.training.optimizer import TorchReplica, make_schedule
 from switchkd_cli.engine.training.processes import ALONE, Processes
@@ -203,7 +203,7 @@ class Trainer:
         if outputs is None:
             return {}
         probed = {part: [self.replica.twins[p] for p in own] for part, own in self.parts.items()}
-        return with_shares(gradient_norms_by_term(self.loss.weighted_terms(inputs._replace(outputs=outputs)), probed))
+        return gradient_norms_by_term(self.loss.weighted_terms(inputs._replace(outputs=outputs)), probed)
 
     def state_dict(self) -> dict[str, Any]:
         """Return the trained weights by name, and AdamW's and the schedule's state. Every process must call this.
