@@ -39,7 +39,7 @@ EXTRAS += ("teacher_targets", "teacher_rows", "teacher_spans", "teacher_image", 
 KNEES = "at_knees_of"
 BOUNDS = ("window", "min_k", "max_k")
 
-Kind = Literal["loss", "focus", "mixer", "family", "engine", "export", "source", "schedule"]
+Kind = Literal["loss", "focus", "figure", "mixer", "family", "engine", "export", "source", "schedule"]
 # What a schedule is given by the training; its other arguments are parameters in a recipe.
 OF_TRAINING = ("optimizer", "num_warmup_steps", "num_training_steps", "last_epoch")
 

@@ -16,9 +16,11 @@ from switchkd_cli.engine.data.conversation import Conversations
 from switchkd_cli.engine.data.image import open_image, stored
 from switchkd_cli.engine.data.rows import Fault, Row, Rows
 from switchkd_cli.engine.models.vision_language_model import VisionLanguageModel
-from switchkd_cli.engine.training.diagnostics import KneeSpec, knee_specs, measure_knees
+from switchkd_cli.engine.training.diagnostics import leading_knees
+from switchkd_cli.engine.training.figures import knee
 from switchkd_cli.engine.training.processes import ALONE
 from switchkd_cli.recipe.run import Run
+from switchkd_cli.recipe.schema import Term
 from switchkd_cli.report.figures.saved_models import NAMED, AttentionExample, AttentionMap, KneePosition, LogitsCurve
 from switchkd_cli.runs.run_folder import RunFolder
 
@@ -37,8 +39,8 @@ def knee_position(folder: RunFolder) -> KneePosition | None:
     """
     transformers_logging.disable_progress_bar()
     run = folder.run()
-    specs = knee_specs([term for term in run.config.stages[-1].objective if term.on != "image"])
-    knees = {spec.path: spec for _, spec in reversed(specs)}  # of several terms, the first one's
+    terms = [term for term in run.config.stages[-1].objective if term.on != "image"]
+    knees = {of.of: of for of in reversed(leading_knees(terms).values())}  # of several terms, the first one's
     if run.config.switch.adapter is not None:  # it is not kept
         knees.pop("switch", None)
     if not (knees and (rows := _choose_rows(run, folder)[:1])):
@@ -130,15 +132,15 @@ def _batches(data: Conversations) -> list[Batch]:
     return [collate([data[i]], pad_token=pad_token).to(ALONE.device) for i in range(len(data))]
 
 
-def _logits_curve(logits: Tensor, spec: KneeSpec, tokenizer: PreTrainedTokenizerBase) -> LogitsCurve:
+def _logits_curve(logits: Tensor, measured: Term, tokenizer: PreTrainedTokenizerBase) -> LogitsCurve:
     """Return one path's logits [1, V] sorted, with its knee and the k that the term uses."""
-    knee, k, _ = map(int, measure_knees(logits, spec))
+    rank, k = map(int, knee(logits, **measured.parameters)[0, :2])
     values, ids = logits[0].sort(descending=True)
     return LogitsCurve(
-        path=spec.path,
+        path=measured.of,
         logits=values.cpu().numpy(),
-        window=spec.select.window,
-        knee=knee,
+        window=measured.parameters["window"],
+        knee=rank,
         k=k,
         first=tuple(tokenizer.decode([i]).strip() for i in ids[:NAMED].tolist()),
     )

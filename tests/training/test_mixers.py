@@ -14,8 +14,9 @@ from switchkd_cli.engine.paths import Paths
 from switchkd_cli.engine.training import mixers
 from switchkd_cli.engine.training.checkpointing import read_state, write_state
 from switchkd_cli.engine.training.data_loader import mixed_order, order, visit_order
+from switchkd_cli.engine.training.figures import SKETCH, sketched
 from switchkd_cli.engine.training.loop import Loop
-from switchkd_cli.engine.training.rounds import SKETCH, Rounds, scored_rows, sketched
+from switchkd_cli.engine.training.rounds import Rounds, scored_rows
 from switchkd_cli.engine.training.validation import split
 from switchkd_cli.errors import UserError
 from switchkd_cli.recipe.load import load

@@ -19,12 +19,13 @@ from torch import Tensor
 
 from switchkd_cli.engine.batch import Batch, ImageInput, collate
 from switchkd_cli.engine.data.conversation import Examples
-from switchkd_cli.engine.losses.divergences import forward_kl
 from switchkd_cli.engine.paths import Paths
 from switchkd_cli.engine.training.data_loader import order
+from switchkd_cli.engine.training.figures import Figures, figure, joined
 from switchkd_cli.engine.training.processes import ALONE
+from switchkd_cli.recipe.schema import Term
 
-GREY = {"blind": "teacher_grey", "blind_student": "student_grey"}  # paths, and what they are called in a report
+GREY = {"teacher_grey": "blind", "student_grey": "blind_student"}  # what paths are called in a report
 ROWS = 64  # rows compared: several thousand answer tokens
 BATCH = 4  # rows of a forward pass: it needs less memory than a training step
 
@@ -37,23 +38,16 @@ def fidelity(paths: Paths, data: Examples, *, precision: str) -> dict[str, Any]:
     in nats), `error_consistency` of both models' right tokens, and `positions`. The positions are the same for every
     student, too.
     """
-    agreed, divergence, positions = 0.0, 0.0, 0
-    right: dict[str, list[Tensor]] = {"student": [], "teacher": []}
-    for batch, keep in compared(paths, data, precision):
-        logits = paths(batch, ("student", "teacher"), keep)
-        agreed += (logits["student"].argmax(-1) == logits["teacher"].argmax(-1)).sum().item()
-        divergence += forward_kl(logits["teacher"], logits["student"]).sum().item()
-        positions += len(logits["student"])
-        for path, of_path in right.items():
-            read, own = batch.read_by(path, keep)
-            of_path.append(logits[path].argmax(-1) == read.targets[own])
-    consistency = error_consistency(*(torch.cat(of_path) for of_path in right.values()))
-    means = {"agreement": agreed / positions, "kl": divergence / positions, "error_consistency": consistency}
-    return {**means, "positions": positions}
+    figures = Figures({"agreement": figure("agreement"), "kl": figure("divergence"), **_right("student", "teacher")})
+    parts = [figures.measure(paths, *each) for each in compared(paths, data, precision)]
+    of = joined(parts)
+    positions, divergence = len(of["agreement"]), sum(part["kl"].sum().item() for part in parts)
+    means = {"agreement": of["agreement"].double().mean().item(), "kl": divergence / positions}
+    return {**means, "error_consistency": error_consistency(of["student"], of["teacher"]), "positions": positions}
 
 
 def error_consistency(ours: Tensor, theirs: Tensor) -> float:
-    """Return Cohen's kappa of which answers two models have right, [N] bool each (2006.16736).
+    """Return Cohen's kappa of which answers two models have right, [N] each of 0 and 1 (2006.16736).
 
     1: the same ones; 0: as many of the same as models of these accuracies share by chance, also where one has all or none.
     """
@@ -83,23 +77,25 @@ def eyes_or_reader(paths: Paths, data: Examples, *, precision: str) -> dict[str,
     from student to teacher is the sum of `eyes` (reverse minus student), `reader` (switch minus student) and `interaction`
     (what both together give beyond that). `positions`: answer tokens. None where no row has an image.
     """
-    right: dict[str, list[Tensor]] = {}
-    seen: dict[str, ImageInput] = {}
+    figures, of_other = Figures(_right("student", "switch", "teacher", "reverse", *GREY)), Figures(_right("student"))
+    each, seen = list[dict[str, Tensor]](), dict[str, ImageInput]()
     for batch, keep in compared(paths, data, precision):
         if not batch.images:
             continue
         keep = keep & batch.has_image[:, None]
-        answers = batch.targets[keep]
+        found = figures.measure(paths, batch, keep)
         other, replaced = batch.with_other_images(seen)
-        for path, of in paths(batch, ("student", "switch", "teacher", "reverse", *GREY), keep).items():
-            right.setdefault(GREY.get(path, path), []).append(of.argmax(-1) == answers)
-        keep = keep & replaced[:, None]
-        first_choice = paths(other, ("student",), keep)["student"].argmax(-1)
-        right.setdefault("student_other", []).append(first_choice == batch.targets[keep])
-    if not right:
+        found["student_other"] = of_other.measure(paths, other, keep & replaced[:, None])["student"]
+        each.append(found)
+    if not each:
         return None
-    every = {name: torch.cat(of).double() for name, of in right.items()}
-    accuracy = {name: of.mean().item() for name, of in every.items() if len(of)}
+    every = joined(each)
+    accuracy = {name: of.double().mean().item() for name, of in every.items() if len(of)}
     gap, eyes, reader = (accuracy[path] - accuracy["student"] for path in ("teacher", "reverse", "switch"))
     parts = {"gap": gap, "eyes": eyes, "reader": reader, "interaction": gap - eyes - reader}
     return {"positions": len(every["student"]), "accuracy": accuracy, **parts}
+
+
+def _right(*names: str) -> dict[str, Term]:
+    """Return the figures that say where paths, named as in a report, predict the right token."""
+    return {name: figure("right", of=GREY.get(name, name)) for name in names}

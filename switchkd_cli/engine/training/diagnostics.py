@@ -1,18 +1,13 @@
 """Diagnostics logged for every distillation stage: teacher against student, agreement, knees, each term's gradient."""
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import NamedTuple
+from collections.abc import Iterable, Mapping, Sequence
 
 import torch
 from torch import Tensor
 
 from switchkd_cli import registry
-from switchkd_cli.engine.batch import Batch, row_selector
-from switchkd_cli.engine.losses.cross_entropy import cross_entropy
-from switchkd_cli.engine.losses.divergences import forward_kl
-from switchkd_cli.engine.losses.ops.knee import TopKAtKnee
-from switchkd_cli.engine.losses.ops.leaders import BLOCK
-from switchkd_cli.engine.losses.ops.vocabulary import mask_padding, padding_columns
+from switchkd_cli.engine.batch import Batch
+from switchkd_cli.engine.training.figures import Figures, figure
 from switchkd_cli.recipe.schema import Term
 from switchkd_cli.report.grouping import grouped
 
@@ -20,16 +15,16 @@ SHARE = "vision_share/"
 """Begins the names of figures: the share of a term's gradient that reaches V_S and not only the switch's adapter."""
 
 
-COMPARED = ("student", "switch", "teacher")
-"""The paths that are compared with the teacher, and itself."""
-
-
-class KneeSpec(NamedTuple):
-    """Where a loss takes the knee of rows of logits: whose logits lead (`path`), at which positions (`on`), within what."""
-
-    path: str
-    on: str
-    select: TopKAtKnee
+AGAINST_TEACHER = {
+    "teacher_ce": figure("loss", of="teacher", answers="given"),
+    "student_ce": figure("loss", answers="given"),
+    "agreement/own": figure("right", of="teacher", answers="own"),
+    "agreement/student": figure("agreement"),
+    "agreement/switch": figure("agreement", of="switch"),
+    "kl/student": figure("divergence"),
+    "switch_gap": figure("divergence", of="switch"),
+}
+"""Figures of the supervised tokens: see `Diagnostics`."""
 
 
 class Diagnostics:
@@ -55,7 +50,8 @@ class Diagnostics:
     """
 
     def __init__(self, terms: Sequence[Term]) -> None:
-        self.knees = knee_specs(terms)
+        self.knees = leading_knees(terms)
+        self.measured = AGAINST_TEACHER | {str(knee): knee for knee in self.knees.values()}  # equal ones once
         self._values: dict[str, list[Tensor]] = {}  # by figure, its value at each position
 
     def add_values(self, term: str, values: Tensor, rows: Tensor, weights: Tensor | None) -> None:
@@ -64,69 +60,40 @@ class Diagnostics:
             self._values.setdefault(f"focus/{term}/even", []).append(values)
             self._values.setdefault(f"focus/{term}/zero", []).append((weights == 0).float())
 
-    @torch.no_grad()
     def add(self, logits: Mapping[str, Tensor], batch: Batch, keep: Tensor) -> None:
         """Take in logits [N, V] by path, at the N positions of `keep` (`Batch.read_by`)."""
-        found: dict[str, Tensor] = {}
-        read = {path: batch.read_by(path, keep) for path in logits if path != "student" or batch.spans is None}
-        answers = {path: of.predicting("answer")[mask] for path, (of, mask) in read.items()}
-        if "teacher" in logits and answers["teacher"].any():
-            selected = {path: row_selector(answers[path])(logits[path]) for path in COMPARED if path in answers}
-            of_teacher, mask = read["teacher"]
-            targets, own = of_teacher.targets[mask], of_teacher.predicting("own answer")[mask]
-            targets, own = (row_selector(answers["teacher"])(of) for of in (targets, own))
-            found |= _against_teacher(selected, targets, own)
-        # what several terms share is sorted once
-        for spec in dict.fromkeys(spec for _, spec in self.knees if spec.path in read):
-            of, mask = read[spec.path]
-            chosen = of.predicting(spec.on)[mask]
-            if chosen.any():
-                knee, k, mass = measure_knees(row_selector(chosen)(logits[spec.path]), spec)
-                bounded = {"raised": (knee < k).float(), "cut": (knee > k).float()}
-                for name in (f"{term}/{spec.path}" for term, other in self.knees if other == spec):
-                    found |= {f"k/{name}/{figure}": values for figure, values in {"mean": k.float(), **bounded}.items()}
-                    found[f"mass/{name}"] = mass
-        for name, values in ((name, of) for name, of in found.items() if len(of)):
-            self._values.setdefault(name, []).append(values)
+        comparable = {path for path in logits if path != "student" or batch.spans is None}
+        figures = Figures({name: of for name, of in self.measured.items() if {of.of, of.to} <= comparable})
+        for name, values in figures(logits, batch, keep).items():
+            if len(values):
+                self._values.setdefault(name, []).append(values)
 
     def figures(self) -> dict[str, float]:
         """Return the figures over all positions taken in."""
-        figures = {}
-        for name, parts in self._values.items():
-            values = torch.cat(parts)
-            figures[name] = values.mean().item()
-            if name.startswith("k/") and name.endswith("/mean"):
-                low, high = torch.quantile(values, torch.tensor([0.05, 0.95], device=values.device)).tolist()
-                figures |= {f"{name.removesuffix('mean')}p5": low, f"{name.removesuffix('mean')}p95": high}
+        values = {name: torch.cat(parts) for name, parts in self._values.items()}
+        figures = {name: of.mean().item() for name, of in values.items() if of.ndim == 1}
+        for leader in (of for of, knee in self.knees.items() if str(knee) in values):
+            rank, k, mass = values[str(self.knees[leader])].T.contiguous()
+            low, high = torch.quantile(k, k.new_tensor([0.05, 0.95])).tolist()
+            raised, cut, *means = (of.float().mean().item() for of in (rank < k, rank > k, k, mass))
+            of_k = {"mean": means[0], "p5": low, "p95": high, "raised": raised, "cut": cut}
+            figures |= {f"k/{leader}/{name}": value for name, value in of_k.items()}
+            figures[f"mass/{leader}"] = means[1]
         return figures
 
 
-def knee_specs(terms: Sequence[Term]) -> list[tuple[str, KneeSpec]]:
-    """Return the terms' names with each of their knees, as their losses declare (`registry.Signature.leaders`)."""
-    specs = []
+def leading_knees(terms: Sequence[Term]) -> dict[str, Term]:
+    """Return the figure `knee` of each path that leads a term (`registry.Signature.leaders`), as `<term>/<path>`."""
+    found = {}
     for term in (term for term in terms if term.alignment == "positions"):
         signature = registry.signature("loss", term.loss)
+        bounds = {name: of.default for name, of in signature.keywords.items() if name in registry.BOUNDS}
+        bounds |= {name: value for name, value in term.parameters.items() if name in bounds}
         for side in signature.leaders(term.parameters):
-            bounds = {name: term.parameters.get(name, signature.keywords[name].default) for name in registry.BOUNDS}
             path = term.of if side == "student" else term.to
-            specs.append((term.name, KneeSpec(path, term.positions, TopKAtKnee(**bounds))))
-    return specs
-
-
-@torch.no_grad()
-def measure_knees(logits: Tensor, spec: KneeSpec) -> Iterator[Tensor]:
-    """Return of rows of logits [N, V]: 1 + the knee's rank, the loss's k (the knee within its bounds), the top k's mass, [N].
-
-    They are computed a block of rows at a time.
-    """
-    stats = []
-    for block in logits.split(max(1, BLOCK // logits.shape[-1])):
-        padding = padding_columns(block)
-        top, rank, k = spec.select.search(block, padding)
-        beyond_k = torch.arange(top.logits.shape[-1], device=k.device) >= k[:, None]
-        log_top = top.logits.masked_fill(beyond_k, -torch.inf).logsumexp(-1)
-        stats.append((1 + rank, k, (log_top - mask_padding(block, padding).logsumexp(-1)).exp()))
-    return map(torch.cat, zip(*stats, strict=True))
+            where = {"on": term.on, "answers": term.answers, "parameters": bounds}
+            found[f"{term.name}/{path}"] = figure("knee", of=path, to=path, **where)
+    return found
 
 
 def gradient_norms_by_term(
@@ -172,13 +139,3 @@ def average(diagnostics: Sequence[Mapping[str, float]], positions: Sequence[int]
     pairs = ((each, count) for each, count in zip(diagnostics, positions, strict=True) if count)
     found = grouped((name, (value, count)) for each, count in pairs for name, value in each.items())
     return {name: sum(n * value for value, n in of) / sum(n for _, n in of) for name, of in found.items()}
-
-
-def _against_teacher(logits: Mapping[str, Tensor], targets: Tensor, own: Tensor) -> dict[str, Tensor]:
-    """Return the figures of each supervised token, [N], some of all, some of those that are the student's `own`, or not."""
-    teacher, others = logits["teacher"], {path: of for path, of in logits.items() if path != "teacher"}
-    figures = {f"{path}_ce": cross_entropy(targets, of)[~own] for path, of in logits.items() if path != "switch"}
-    figures["agreement/own"] = (teacher.argmax(-1) == targets)[own].float()
-    figures |= {f"agreement/{path}": (of.argmax(-1) == teacher.argmax(-1)).float() for path, of in others.items()}
-    gaps = {"student": "kl/student", "switch": "switch_gap"}
-    return figures | {gaps[path]: forward_kl(teacher, of) for path, of in others.items()}

@@ -65,11 +65,15 @@ class Objective:
     """
 
     def __init__(
-        self, terms: Sequence[Term], tokens: TokenMap | None = None, means: Mapping[str, PathSpec] = {}
+        self,
+        terms: Sequence[Term],
+        tokens: TokenMap | None = None,
+        means: Mapping[str, PathSpec] = {},
+        kind: registry.Kind = "loss",
     ) -> None:
         self.terms, self.tokens, self.means = tuple(terms), tokens, means
-        self._losses = {t.name: registry.resolve("loss", t.loss) for t in terms}
-        self.signatures = {t.name: registry.signature("loss", t.loss) for t in terms}
+        self._losses = {t.name: registry.resolve(kind, t.loss) for t in terms}
+        self.signatures = {t.name: registry.signature(kind, t.loss) for t in terms}
         read = {(self.sides(t)[side], kind) for t in terms for side, kind in self.signatures[t.name].reads}
         self.scored = {t.name: t.score for t in terms if t.score is not None}
         read |= {each for score in self.scored.values() for each in score.reads}
@@ -145,7 +149,7 @@ class Objective:
         """Return each term's part of the step's loss, unweighted: its sum over positions or images / the step's count."""
         parts = {}
         for term in self.terms:
-            values, rows = self._values(term, inputs)
+            values, rows = self.values(term, inputs)
             weights = self._weights(term, inputs) if term.name in self.scored else None
             if on_values is not None:
                 on_values(term.name, values.detach(), rows, weights)
@@ -153,7 +157,7 @@ class Objective:
             parts[term.name] = values.sum() / inputs.normalizers.counts[self.counted(term)].clamp(min=1)
         return parts
 
-    def _values(self, term: Term, inputs: LossInputs) -> tuple[Tensor, Tensor]:
+    def values(self, term: Term, inputs: LossInputs) -> tuple[Tensor, Tensor]:
         """Return a term at each position, image or span, [N], and the row of the batch that each belongs to, [N]."""
         signature, loss = self.signatures[term.name], self._losses[term.name]
         given = self._given(term, inputs, signature, self.sides(term))

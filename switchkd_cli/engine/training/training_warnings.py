@@ -10,10 +10,8 @@ from torch import Tensor
 
 from switchkd_cli import registry
 from switchkd_cli.engine.batch import Batch, ImageInput
-from switchkd_cli.engine.lm_head import positions
-from switchkd_cli.engine.losses.cross_entropy import cross_entropy
-from switchkd_cli.engine.paths import Paths
 from switchkd_cli.engine.training.diagnostics import SHARE
+from switchkd_cli.engine.training.figures import Figures, figure
 from switchkd_cli.engine.training.trainer import Trainer
 from switchkd_cli.errors import UserError
 from switchkd_cli.recipe.schema import Stage
@@ -110,9 +108,9 @@ class TrainingWarnings:
             shares = {" ".join(name.split("/")[1:-1]): means[name] for name in means if name.endswith(f"/{way}")}
             if above := ", ".join(f"{leader} {share:.0%}" for leader, share in shares.items() if share > CLAMPED):
                 yield f"k {way}", f"effective k sits at {bound}, not at the knee: {above} of the positions"
-        for figure, reached in means.items():
-            if figure.startswith(SHARE) and reached < STARVED:
-                of_term, slower = figure.removeprefix(SHARE), f"stages.{self.stage.name}.lr_scale='{{adapter: 0.1}}'"
+        for name, reached in means.items():
+            if name.startswith(SHARE) and reached < STARVED:
+                of_term, slower = name.removeprefix(SHARE), f"stages.{self.stage.name}.lr_scale='{{adapter: 0.1}}'"
                 cure = f"slow the adapter ({slower}), or leave it out of train"
                 told = f"{reached:.2g} of {of_term}'s gradient reaches the vision tower: {cure}"
                 yield f"adapter and {of_term}", told
@@ -147,29 +145,27 @@ def look(trainer: Trainer, group: Sequence[Batch]) -> tuple[dict[str, float], st
     Every process must call this. No random number is drawn: the teacher is in eval mode; its cached states aren't used.
     """
     device, bf16 = trainer.replica.device, trainer.precision == "bf16"
+    figures, paths = Figures({"loss": figure("loss", of="teacher")}), trainer.paths
     sums = torch.zeros(5, dtype=torch.float64)
     seen: dict[str, ImageInput] = {}
+
+    def uncached(batch: Batch, names: Collection[str], keep: Tensor) -> dict[str, Tensor]:
+        return {"teacher.hidden": paths.teacher_hidden_states(batch, keep)}
+
     pictured = trainer.processes.gather(any(each.images for each in group))
     together = any(pictured) and len(pictured) > 1  # a sharded teacher's passes are those of all processes
     for batch in (each.reading("teacher").to(device) for each in group if each.images or together):
         keep = batch.predicting("answer") & batch.has_image[:, None]
         other, exchanged = batch.with_other_images(seen)
         with torch.autocast(device.type, torch.bfloat16, enabled=bf16):
-            losses = [_loss(trainer.paths, each, keep) for each in (batch, batch.with_blank_images(), other)]
+            shown = batch, batch.with_blank_images(), other
+            losses = [figures.measure(uncached, each, keep, paths.heads())["loss"].sum().item() for each in shown]
         sums += torch.tensor([*losses, int(keep.sum()), int(keep[exchanged].sum())], dtype=torch.float64)
     *losses, count, compared = trainer.processes.sum(sums).tolist()
     if not count:
         return None
     own, blank, other = means = [loss / count for loss in losses]
     sees = own <= (1 - LEAST) * blank and (not compared or own <= (1 - LEAST * compared / count) * other)
-    figures = dict(zip(SHOWN, means if compared else means[:2], strict=False))
-    told = ", ".join(f"{value:.3g} nats {SHOWN[name]}" for name, value in figures.items())
-    return figures, "" if sees else f"the teacher may not see: its loss on the answers is {told}: {CHECK}"
-
-
-def _loss(paths: Paths, batch: Batch, keep: Tensor) -> float:
-    """Return the sum of the teacher's cross-entropy at the positions of `keep`; logits of one chunk exist at a time."""
-    heads, hidden = paths.heads(), paths.teacher_hidden_states(batch, keep)
-    size = positions(heads.columns["teacher"], keep.device.type)
-    chunks = zip(hidden.split(size), batch.targets[keep].split(size), strict=True)
-    return sum(cross_entropy(ids, heads("teacher", states)).sum().item() for states, ids in chunks)
+    found = dict(zip(SHOWN, means if compared else means[:2], strict=False))
+    told = ", ".join(f"{value:.3g} nats {SHOWN[name]}" for name, value in found.items())
+    return found, "" if sees else f"the teacher may not see: its loss on the answers is {told}: {CHECK}"

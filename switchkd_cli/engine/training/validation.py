@@ -17,6 +17,7 @@ from switchkd_cli.engine.data.rows import Fault, Rows
 from switchkd_cli.engine.training.checkpointing import random_state, set_random_state
 from switchkd_cli.engine.training.chunked import ChunkedObjective
 from switchkd_cli.engine.training.data_loader import order
+from switchkd_cli.engine.training.figures import Figures, figure
 from switchkd_cli.engine.training.objective import LossInputs, Normalizers
 from switchkd_cli.engine.training.trainer import Trainer
 from switchkd_cli.errors import UserError
@@ -100,8 +101,9 @@ class Validator:
     def __init__(self, spec: Validation, data: Conversations, trainer: Trainer) -> None:
         self.spec, self.data, self.trainer = spec, data, trainer
         alike = trainer.stage.needs_teacher and trainer.paths.tokens is None
-        self.compared = {"student", "teacher"} if alike else {"student"}
-        self.loss = ChunkedObjective(trainer.objective, dense=trainer.replica.heads is None, also=self.compared)
+        self.measured = Figures({"right": figure("right")} | ({"agreement": figure("agreement")} if alike else {}))
+        dense = trainer.replica.heads is None
+        self.loss = ChunkedObjective(trainer.objective, dense=dense, also=self.measured.outputs)
         self.best = math.inf  # of the monitored figure, negative where the highest is best
         self.waited = 0  # validations since then
 
@@ -166,17 +168,12 @@ class Validator:
         batch = batch.to(replica.device)
         answers = batch.predicting("answer")
         keep = objective.keep(batch) | batch.predicting_in_all("answer")
-        right, agreed = torch.zeros_like(answers), torch.zeros_like(answers)
+        marks: dict[str, Tensor] = {}
 
         def compare(logits: Mapping[str, Tensor], batch: Batch, mask: Tensor) -> None:
-            first = {}
-            for path in self.compared:
-                read, own = batch.read_by(path, mask)
-                first[path] = logits[path].argmax(-1)[read.predicting("answer")[own]]
             here = answers & batch.read_by("student", mask)[1]
-            right[here] = first["student"] == batch.targets[here]
-            if "teacher" in first:
-                agreed[here] = first["student"] == first["teacher"]
+            for name, values in self.measured(logits, batch, mask).items():
+                marks.setdefault(name, torch.zeros_like(answers))[here] = values.bool()
 
         outputs = replica(batch, self.loss.outputs, keep)
         number = objective.normalizers([batch]).counts
@@ -187,9 +184,9 @@ class Validator:
             return {}
         of_terms = {term.name: int(number[objective.counted(term)]) for term in objective.terms}
         sums = {f"loss/{name}": (parts[name].item(), count) for name, count in of_terms.items()}
-        if "teacher" in self.compared:
-            sums["agreement"] = int(agreed.sum()), int(answers.sum())
-        return {**sums, "exact_match": whole_answers(answers, right)}
+        exact_match = whole_answers(answers, marks.pop("right"))
+        sums |= {name: (int(mark.sum()), int(answers.sum())) for name, mark in marks.items()}
+        return {**sums, "exact_match": exact_match}
 
     def _means(self, batches: Sequence[Sums]) -> dict[str, float]:
         """Return the figures over all batches, in whatever order they come."""
