@@ -1,4 +1,4 @@
-"""A finished student next to its teacher: its fidelity, whether it lacks eyes or a reader, and whether it looks at all.
+"""A student next to its teacher: its fidelity, whether it lacks eyes or a reader, and what both make of changed images.
 
 A student can score better without becoming more like its teacher. Its eyes are its vision tower, its reader its projector
 and language model. Each is exchanged for the teacher's, and the same answers are predicted:
@@ -11,13 +11,14 @@ and language model. Each is exchanged for the teacher's, and the same answers ar
 | teacher | L_T(P_T(V_T(x))) | both              |
 """
 
+import math
 from collections.abc import Iterator
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from switchkd_cli.engine.batch import Batch, ImageInput, collate
+from switchkd_cli.engine.batch import Batch, collate
 from switchkd_cli.engine.data.conversation import Examples
 from switchkd_cli.engine.paths import Paths
 from switchkd_cli.engine.training.data_loader import order
@@ -25,7 +26,9 @@ from switchkd_cli.engine.training.figures import Figures, figure, joined
 from switchkd_cli.engine.training.processes import ALONE
 from switchkd_cli.recipe.schema import Term
 
-GREY = {"teacher_grey": "blind", "student_grey": "blind_student"}  # what paths are called in a report
+PATHS = {"teacher_grey": "blind", "student_grey": "blind_student", "student_other": "student"}  # by names in a report
+WITH_AND_WITHOUT = ("student", "student_grey", "teacher", "teacher_grey")  # an image
+FADED = 0.5  # the contrast of faded images
 ROWS = 64  # rows compared: several thousand answer tokens
 BATCH = 4  # rows of a forward pass: it needs less memory than a training step
 
@@ -76,26 +79,55 @@ def eyes_or_reader(paths: Paths, data: Examples, *, precision: str) -> dict[str,
     `student_other`, where it is another row's image of the same size (rows without such an image don't count there). The gap
     from student to teacher is the sum of `eyes` (reverse minus student), `reader` (switch minus student) and `interaction`
     (what both together give beyond that). `positions`: answer tokens. None where no row has an image.
+
+    `grounding`: at the same positions, how often student and teacher agree where images are as given, `faded`, grey, or another
+    row's (`agreement_given` ...); each model's `image_share`; `cka`, the mean likeness of both models' visual tokens.
     """
-    figures, of_other = Figures(_right("student", "switch", "teacher", "reverse", *GREY)), Figures(_right("student"))
-    each, seen = list[dict[str, Tensor]](), dict[str, ImageInput]()
+    agree, grey = figure("agreement"), figure("agreement", of="blind_student", to="blind")
+    losses = {f"loss_{name}": figure("loss", of=PATHS.get(name, name)) for name in WITH_AND_WITHOUT}
+    rights = _right("switch", "reverse", *WITH_AND_WITHOUT)
+    figures = Figures({**rights, **losses, "agreement_given": agree, "agreement_grey": grey})
+    of_faded, of_other = (
+        Figures({"agreement_faded": agree}),
+        Figures({**_right("student_other"), "agreement_other": agree}),
+    )
+    of_images = Figures({"cka": figure("cka", on="image")})
+    each, seen = list[dict[str, Tensor]](), dict[Any, Any]()
     for batch, keep in compared(paths, data, precision):
         if not batch.images:
             continue
         keep = keep & batch.has_image[:, None]
         found = figures.measure(paths, batch, keep)
+        found |= of_faded.measure(paths, batch.with_blank_images(FADED), keep)
         other, replaced = batch.with_other_images(seen)
-        found["student_other"] = of_other.measure(paths, other, keep & replaced[:, None])["student"]
-        each.append(found)
+        found |= of_other.measure(paths, other, keep & replaced[:, None])
+        each.append(found | of_images.measure(paths, batch, batch.predicting_in_all("image")))
     if not each:
         return None
     every = joined(each)
-    accuracy = {name: of.double().mean().item() for name, of in every.items() if len(of)}
+    mean = {name: of.double().mean().item() for name, of in every.items() if len(of)}
+    accuracy = {name: mean[name] for name in (*rights, "student_other") if name in mean}
+    grounding: dict[str, float | None] = {name: of for name, of in mean.items() if name.startswith("agreement")}
+    grounding["cka"] = 1 - mean["cka"]
+    for model in ("student", "teacher"):
+        share = image_share(mean[f"loss_{model}"], mean[f"loss_{model}_grey"], paths.vocabulary)
+        grounding |= {f"{model}_{name}": of for name, of in share.items()}
     gap, eyes, reader = (accuracy[path] - accuracy["student"] for path in ("teacher", "reverse", "switch"))
     parts = {"gap": gap, "eyes": eyes, "reader": reader, "interaction": gap - eyes - reader}
-    return {"positions": len(every["student"]), "accuracy": accuracy, **parts}
+    return {"positions": len(every["student"]), "accuracy": accuracy, "grounding": grounding, **parts}
+
+
+def image_share(loss: float, grey: float, tokens: float) -> dict[str, float | None]:
+    """Return what a model knows of answers, in nats per token, and where from, by its losses with images and with grey ones.
+
+    `parameters`: log(tokens) - grey, what it knows without the image beyond a guess among all tokens. `context`: grey - loss, what the
+    image adds. `share`: of the image in the sum of both, where that is above 0.
+    """
+    parameters, context = math.log(tokens) - grey, grey - loss
+    known = parameters + context
+    return {"parameters": parameters, "context": context, "share": context / known if known > 0 else None}
 
 
 def _right(*names: str) -> dict[str, Term]:
     """Return the figures that say where paths, named as in a report, predict the right token."""
-    return {name: figure("right", of=GREY.get(name, name)) for name in names}
+    return {name: figure("right", of=PATHS.get(name, name)) for name in names}

@@ -18,11 +18,11 @@ from switchkd_cli.engine.build import open_data
 from switchkd_cli.engine.evaluation.lmms_model import Item, LmmsModel, digest
 from switchkd_cli.engine.hub import CheckpointFolder, as_user_error
 from switchkd_cli.engine.inputs import InputProcessor
-from switchkd_cli.engine.losses.cross_entropy import cross_entropy
 from switchkd_cli.engine.models.blueprint import Blueprint
 from switchkd_cli.engine.models.low_bits import quantise
 from switchkd_cli.engine.models.vision_language_model import ProjectedImage, VisionLanguageModel
 from switchkd_cli.engine.paths import Paths
+from switchkd_cli.engine.training.figures import Figures, figure
 from switchkd_cli.engine.weights import weight_files
 from switchkd_cli.files.hashes import cache_home
 from switchkd_cli.recipe.schema import DataSet
@@ -101,17 +101,18 @@ class GreedyModel(PromptedModel):
     @torch.inference_mode()
     def nats(self, data: DataSet, count: int) -> list[float]:
         rows, device = open_data(data, self.inputs, cache_home()), self.model.model.device
-        paths, found = Paths(self.model, None, len(self.model.head)), list[float]()
+        paths, loss, found = (
+            Paths(self.model, None, len(self.model.head)),
+            Figures({"loss": figure("loss")}),
+            list[float](),
+        )
         for first in range(0, count, self.batch):
             with as_user_error(EXPOSURE):  # a row that can't be used
                 examples = [rows.example(number) for number in range(first, min(first + self.batch, count))]
             batch = collate(examples, pad_token=self.inputs.tokenizer.pad_token_id).to(device)
             keep = batch.predicting("answer")
-            logits = paths(batch.with_blank_images() if self.blind else batch, ("student",), keep)["student"]
-            each = torch.zeros(keep.shape, device=device).masked_scatter(
-                keep, cross_entropy(batch.targets[keep], logits)
-            )
-            found += each.sum(1).tolist()
+            each = loss.measure(paths, batch.with_blank_images() if self.blind else batch, keep)["loss"]
+            found += torch.zeros(keep.shape, device=device).masked_scatter(keep, each).sum(1).tolist()
         return found
 
     def _project(self, images_by_question: Sequence[list[Image.Image]]) -> list[list[ProjectedImage]]:
