@@ -25,7 +25,7 @@ from switchkd_cli.recipe.schema import Evaluation
 from switchkd_cli.recipe.validate import check
 from switchkd_cli.report.results.finished_run import read
 from switchkd_cli.report.stats import significance
-from switchkd_cli.report.stats.stored_answers import read_answers, units
+from switchkd_cli.report.stats.stored_answers import read_answers, readable, units
 from switchkd_cli.report.tables.comparison import comparison
 from switchkd_cli.runs.run_folder import RunFolder
 from tests.support import tiny
@@ -146,6 +146,7 @@ def test_the_exposure_of_canaries_is_their_mean_over_questions_in_bits(tmp_path:
     write_json(RunFolder(tmp_path / "m").results, results)
     run = read(RunFolder(tmp_path / "m"))
     assert units("rows.exposure", lines).score == pytest.approx(0.5)
+    assert not readable(lines), "another reader would score the answer, which is not what was scored"
     notes = comparison([run, run], None).notes
     assert any("lower is better, so a negative difference is a gain: rows.exposure" in note for note in notes)
 

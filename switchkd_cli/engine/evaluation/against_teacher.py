@@ -87,11 +87,8 @@ def eyes_or_reader(paths: Paths, data: Examples, *, precision: str) -> dict[str,
     losses = {f"loss_{name}": figure("loss", of=PATHS.get(name, name)) for name in WITH_AND_WITHOUT}
     rights = _right("switch", "reverse", *WITH_AND_WITHOUT)
     figures = Figures({**rights, **losses, "agreement_given": agree, "agreement_grey": grey})
-    of_faded, of_other = (
-        Figures({"agreement_faded": agree}),
-        Figures({**_right("student_other"), "agreement_other": agree}),
-    )
-    of_images = Figures({"cka": figure("cka", on="image")})
+    of_faded, of_images = Figures({"agreement_faded": agree}), Figures({"cka": figure("cka", on="image")})
+    of_other = Figures({**_right("student_other"), "agreement_other": agree})
     each, seen = list[dict[str, Tensor]](), dict[Any, Any]()
     for batch, keep in compared(paths, data, precision):
         if not batch.images:

@@ -101,11 +101,8 @@ class GreedyModel(PromptedModel):
     @torch.inference_mode()
     def nats(self, data: DataSet, count: int) -> list[float]:
         rows, device = open_data(data, self.inputs, cache_home()), self.model.model.device
-        paths, loss, found = (
-            Paths(self.model, None, len(self.model.head)),
-            Figures({"loss": figure("loss")}),
-            list[float](),
-        )
+        paths, loss = Paths(self.model, None, len(self.model.head)), Figures({"loss": figure("loss")})
+        found = list[float]()
         for first in range(0, count, self.batch):
             with as_user_error(EXPOSURE):  # a row that can't be used
                 examples = [rows.example(number) for number in range(first, min(first + self.batch, count))]

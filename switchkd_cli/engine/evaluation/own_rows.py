@@ -77,20 +77,22 @@ def _item(rows: Rows, docs: Sequence[tuple[int, int]], doc_id: int) -> Item:
 
 def read(name: str, items: Sequence[Item]) -> tuple[dict[str, Any], list[dict], list[dict]]:
     """Return the score of `items` by one of `ROW_METRICS`, an entry of results.json; a sample and its score of each item."""
-    metric, ranked = name.removeprefix(f"{OWN_ROWS}."), name == EXPOSURE
-    if ranked:
+    metric = name.removeprefix(f"{OWN_ROWS}.")
+    if name == EXPOSURE:
         groups = list(grouped((item.key, item) for item in items).values())
-        items, each = [first for first, *_ in groups], [exposure([item.nats for item in own]) for own in groups]
+        items = [canary for canary, *_ in groups]
+        each = [{"score": exposure([item.nats for item in own]), "nats": own[0].nats} for own in groups]
     else:
-        each = scores(metric, [item.answer for item in items], [item.target for item in items])
-    mean = fmean(each) if ranked else 100 * fmean(each)
-    entry = {"score": mean, "metric": metric, "higher_is_better": not ranked, "split": "own"}
+        found = scores(metric, [item.answer for item in items], [item.target for item in items])
+        each = [{"score": score} for score in found]
+    mean, higher = fmean(of["score"] for of in each), name != EXPOSURE
+    entry = {"score": 100 * mean if higher else mean, "metric": metric, "higher_is_better": higher, "split": "own"}
     samples = [{"doc_id": item.doc_id, "filtered_resps": [item.answer]} for item in items]
-    return entry, samples, [{"score": score} for score in each]
+    return entry, samples, each
 
 
 def exposure(nats: Sequence[float]) -> float:
-    """Return the exposure in bits of the first of several answers, by their cross-entropies (1802.08232, section 4.2).
+    """Return the exposure in bits of the first of several answers, by their cross-entropies (1802.08232).
 
     log2 of their number - log2 of its rank, 1 being the likeliest: log2 of the number if no other is as likely, 0 if none is
     less likely. Answers that are as likely as it stand before it.

@@ -98,10 +98,11 @@ def score_request(model: LmmsModel, asked: Evaluation, folder: Path, sets: Path 
     outcome = harness.run(model, of_lmms_eval, asked, folder, home) if of_lmms_eval else {}
     if asked.data is not None:
         with harness.quiet(folder / "log.txt"):
-            model.ask(questions := _own_questions(asked))
+            own = _own_questions(asked)
             if EXPOSURE in asked.benchmarks:
-                for item, nats in zip(questions, model.nats(asked.data, len(questions)), strict=True):
+                for item, nats in zip(own, model.nats(asked.data, len(own)), strict=True):
                     item.nats = nats
+            model.ask(own)
     versions = provenance.versions()
     return {
         "world": asked.world,
