@@ -168,8 +168,8 @@ def test_an_answers_cross_entropy_is_that_of_an_explicit_formula_and_training_on
     assert blind != pytest.approx(expected, rel=1e-5)
     before = score_request(reader, question, tmp_path / "before")["scores"]["rows.exposure"]["score"]
     batch, parameters = tiny.together(student, [data[0], data[1]]), list(student.parameters())
-    adam = torch.optim.Adam([p.requires_grad_() for p in parameters], 0.02)
-    for _ in range(12):
+    adam = torch.optim.Adam([p.requires_grad_() for p in parameters], 0.01)
+    for _ in range(30):
         keep = batch.predicting("answer")
         hidden = student.hidden_states(batch, student.project(student.encode(batch.images), batch.images), keep)
         torch.nn.functional.cross_entropy(student.logits(hidden), batch.targets[keep]).backward()
