@@ -16,8 +16,8 @@ def total(objective: Objective, states: Mapping[str, Tensor], heads: Mapping[str
     """Return the value that is minimised, from each path's hidden states [N, D] and its head's weights [V, D]."""
     outputs = {output_name(path, "hidden"): values for path, values in states.items()}
     columns = {path: len(weights) for path, weights in heads.items()}
-    keep, normalizers = objective.keep(batch), objective.normalizers([batch])
-    return ChunkedObjective(objective)(LossInputs(outputs, Heads(heads, columns), batch, keep, normalizers))[0]
+    keep, counts = objective.keep(batch), objective.counts([batch])
+    return ChunkedObjective(objective)(LossInputs(outputs, Heads(heads, columns), batch, keep, counts))[0]
 
 
 def supervised(positions: int, columns: int, device: torch.device) -> Batch:

@@ -16,8 +16,8 @@ from switchkd_cli.engine.hub import fetch
 from switchkd_cli.engine.inputs import InputProcessor
 from switchkd_cli.engine.models.blueprint import Blueprint, max_positions
 from switchkd_cli.engine.models.family import WHOLE_HINT, Family
-from switchkd_cli.engine.models.packed import pack
-from switchkd_cli.engine.models.placement import offload
+from switchkd_cli.engine.models.layer_forwards import offload
+from switchkd_cli.engine.models.low_bits import pack
 from switchkd_cli.engine.models.vision_language_model import VisionLanguageModel
 from switchkd_cli.engine.paths import FeatureAdapter, Paths
 from switchkd_cli.engine.token_map import TokenMap
@@ -161,7 +161,8 @@ def check_pair(recipe: Recipe, *, with_teacher: bool) -> Pair:
     further = recipe.further_teachers if with_teacher else {}
     teachers = {name: check_model(of, name, needs_template=False) for name, of in further.items()}
     if teacher is not None:
-        compatibility.check_paths(recipe.stages, {"student": student, "teacher": teacher, **teachers})
+        models = {"student": student, "teacher": teacher, **teachers}
+        compatibility.check_paths(recipe.stages, models, adapted=recipe.switch.adapter is not None)
     return Pair(student, teacher, vocabulary, notes, recipe, teachers)
 
 

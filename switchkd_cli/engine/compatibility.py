@@ -18,7 +18,8 @@ from switchkd_cli.engine.models.shape import image_tokens_of
 from switchkd_cli.errors import UserError
 from switchkd_cli.files.hashes import short_hash
 from switchkd_cli.planning.estimate import Misfit, PairFact
-from switchkd_cli.recipe.schema import Stage, Term
+from switchkd_cli.recipe.schema import LEARNING, Stage, Term
+from switchkd_cli.report.grouping import grouped
 
 
 @dataclass(frozen=True)
@@ -124,12 +125,12 @@ def check_fit(facts: Sequence[PairFact], have: Collection[str] = ()) -> list[str
     return [fact.difference for fact in facts if fact.difference]
 
 
-def check_paths(stages: Iterable[Stage], models: Mapping[str, Blueprint]) -> None:
+def check_paths(stages: Sequence[Stage], models: Mapping[str, Blueprint], *, adapted: bool = False) -> None:
     """Raise UserError for paths through modules that don't fit one another, and for further teachers unlike the student.
 
-    `models`: by name, `before` is the student. That the switch fits is `compare`'s to see.
+    `models`: by name, `before` is the student. That the switch fits is `compare`'s to see. `adapted`: it has an adapter.
     """
-    student, problems = models["student"], []
+    student, problems = models["student"], [*_unlike_widths(stages, models, adapted)]
     for name, model in models.items():
         if name in ("student", "teacher"):
             continue
@@ -155,10 +156,23 @@ def check_paths(stages: Iterable[Stage], models: Mapping[str, Blueprint]) -> Non
         raise UserError(problems, "take models of one build, or other modules for the path")
 
 
+def _unlike_widths(stages: Iterable[Stage], models: Mapping[str, Blueprint], adapted: bool) -> Iterator[str]:
+    """Yield the outputs of the student that a stage compares with those of teachers of several widths: it trains one map for all."""
+    for stage in stages:
+        read = {
+            (stage.readings[path], kind) for term in stage.objective for path, kind in term.reads if kind in ADAPTED
+        }
+        for kind, sources in grouped((kind, path.source(kind, adapted=adapted)) for path, kind in read).items():
+            teachers = sorted({*sources}.difference(LEARNING))
+            widths = {name: models[name].widths[kind] for name in teachers if len(teachers) > 1}
+            if "student" in sources and len({*widths.values()}) > 1:
+                told = " and ".join(f"{width} of {name}" for name, width in widths.items())
+                yield f"stages.{stage.name}: the student's {kind} can't be mapped to more than one width, got {told}"
+
+
 def _tokens(model: Blueprint) -> dict[str, int]:
     """Return what a model's language model reads of an image."""
-    width = model.config.get_text_config().hidden_size * model.feature_map.levels
-    return {"token width": width, TOKEN_COUNT: image_tokens_of(model.config)}
+    return {"token width": model.widths["tokens"], TOKEN_COUNT: image_tokens_of(model.config)}
 
 
 def shared_vocabulary(student: Blueprint, teacher: Blueprint | None, terms: Iterable[Term] = ()) -> Vocabulary:
@@ -176,6 +190,7 @@ def shared_vocabulary(student: Blueprint, teacher: Blueprint | None, terms: Iter
 
 QUESTION = "What?"
 TOKEN_COUNT = "image token count"
+ADAPTED = ("features", "tokens", "mapped", "attention")  # kinds of the student's output that a trained map may follow
 SEEN = ("family", "image size", "image mean, std", "image preparation")  # what all teachers see as the student does
 
 

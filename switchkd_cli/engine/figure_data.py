@@ -15,7 +15,9 @@ from switchkd_cli.engine.build import check_pair, load, open_rows, read_rows, sh
 from switchkd_cli.engine.data.conversation import Conversations
 from switchkd_cli.engine.data.image import open_image, stored
 from switchkd_cli.engine.data.rows import Fault, Row, Rows
+from switchkd_cli.engine.evaluation.against_teacher import compared
 from switchkd_cli.engine.models.vision_language_model import VisionLanguageModel
+from switchkd_cli.engine.paths import Paths
 from switchkd_cli.engine.training.diagnostics import leading_knees
 from switchkd_cli.engine.training.figures import knee
 from switchkd_cli.engine.training.processes import ALONE
@@ -46,20 +48,20 @@ def knee_position(folder: RunFolder) -> KneePosition | None:
     if not (knees and (rows := _choose_rows(run, folder)[:1])):
         return None
     pair = check_pair(run.config, with_teacher=True)
-    paths = pair.build(trained=folder.model).to(ALONE.device).eval()
+    paths = pair.build(trained=folder.model)
     assert paths.teacher is not None and pair.teacher is not None  # terms with knees compare it
     data = _conversations(run, rows, paths.student)
-    (batch,) = _batches(shown_to(data, pair.student, pair.teacher, by_bytes=bool(pair.vocabulary.own)))
-    answers = [of.predicting("answer") for of in batch.readings]
-    first = [of & (of.cumsum(-1) == 1) for of in answers]
-    logits = paths(batch, tuple(knees), torch.cat(first, 1))
+    data = shown_to(data, pair.student, pair.teacher, by_bytes=bool(pair.vocabulary.own))
+    ((batch, keep),) = compared(paths, data, "fp32")
+    logits = paths(batch, tuple(knees), keep)
+    read, mask = batch.read_by("teacher", keep)
     # of unlike tokens only teacher and switch have knees
     tokenizer = (paths.student if paths.tokens is None else paths.teacher).inputs.tokenizer
     return KneePosition(
         model=f"{run.title} (seed {run.seed})",
         question=_first_line(rows[0]),
-        answer=tokenizer.decode(batch.readings[-1].targets[first[-1]]).strip(),
-        paths=tuple(_logits_curve(logits[path].float(), knees[path], tokenizer) for path in ORDER if path in knees),
+        answer=tokenizer.decode(read.targets[mask][:1]).strip(),
+        paths=tuple(_logits_curve(logits[path][:1].float(), knees[path], tokenizer) for path in ORDER if path in knees),
     )
 
 
@@ -116,8 +118,6 @@ def _choose_rows(run: Run, folder: RunFolder) -> list[Row]:
                 # its row moves to other data, without this folder
                 image = stored(row.images[0], rows.images, follow_links=rows.follow_links)
                 chosen.append(Row(row.id, (shortest,), (image,), row.system))
-        if len(chosen) == EXAMPLES:
-            break
     return chosen
 
 
@@ -149,9 +149,10 @@ def _logits_curve(logits: Tensor, measured: Term, tokenizer: PreTrainedTokenizer
 def _attention_map(model: VisionLanguageModel, batch: Batch) -> tuple[str, AttentionMap]:
     """Return the word whose attention is shown, and one model's map of it, with its own choice at each answer token."""
     tokenizer, place = model.inputs.tokenizer, _last_word(batch, model)
-    attention, logits = model.mean_attention(batch)
-    answer = tokenizer.decode(logits[batch.predicting("answer")[0]].argmax(-1), skip_special_tokens=True)
-    weights = attention[place, batch.image[0]]
+    paths = Paths(model, None, len(model.head))
+    found = paths(batch, ("student", "student.attentions"), batch.predicting("answer"))
+    answer = tokenizer.decode(found["student"].argmax(-1), skip_special_tokens=True)
+    weights = found["student.attentions"][0][place].mean(-1)
     return tokenizer.decode([batch.input_ids[0, place]]).strip(), AttentionMap(_grid(weights), answer.strip())
 
 

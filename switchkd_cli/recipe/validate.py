@@ -224,8 +224,9 @@ def _objective(stage: Mapping[str, Any], path: Location, data: Mapping[str, Any]
     reached, known = set[str](), known_paths(data)
     yield from _answers(stage, path, terms, known)
     read = [of for _, term in terms for of in _readings(term, known)]
-    if any(of.images == "mixed" for of in read) and 1 in (stage.get("batch"), stage.get("micro_batch")):
-        yield (*path, "micro_batch"), "an image is mixed with another one of its micro-batch, got 1"
+    size = stage.get("micro_batch") or stage.get("batch")
+    if any(of.images == "mixed" for of in read) and isinstance(size, int) and size % 2:
+        yield (*path, "micro_batch"), f"images are mixed by two examples of a micro-batch: an even number, got {size}"
     for place, term in terms:
         yield from _loss(term, place, known)
         yield from _sides(term, place, train, data)

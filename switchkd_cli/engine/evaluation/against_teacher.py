@@ -22,9 +22,8 @@ from switchkd_cli.engine.batch import Batch, collate
 from switchkd_cli.engine.data.conversation import Examples
 from switchkd_cli.engine.paths import Paths
 from switchkd_cli.engine.training.data_loader import order
-from switchkd_cli.engine.training.figures import Figures, figure, joined
+from switchkd_cli.engine.training.figures import Figure, joined, measure
 from switchkd_cli.engine.training.processes import ALONE
-from switchkd_cli.recipe.schema import Term
 
 PATHS = {"teacher_grey": "blind", "student_grey": "blind_student", "student_other": "student"}  # by names in a report
 WITH_AND_WITHOUT = ("student", "student_grey", "teacher", "teacher_grey")  # an image
@@ -41,8 +40,8 @@ def fidelity(paths: Paths, data: Examples, *, precision: str) -> dict[str, Any]:
     in nats), `error_consistency` of both models' right tokens, and `positions`. The positions are the same for every
     student, too.
     """
-    figures = Figures({"agreement": figure("agreement"), "kl": figure("divergence"), **_right("student", "teacher")})
-    parts = [figures.measure(paths, *each) for each in compared(paths, data, precision)]
+    figures = [Figure(loss="agreement"), Figure(name="kl", loss="divergence"), *_right("student", "teacher")]
+    parts = [measure(figures, paths, *each) for each in compared(paths, data, precision)]
     of = joined(parts)
     positions, divergence = len(of["agreement"]), sum(part["kl"].sum().item() for part in parts)
     means = {"agreement": of["agreement"].double().mean().item(), "kl": divergence / positions}
@@ -83,27 +82,26 @@ def eyes_or_reader(paths: Paths, data: Examples, *, precision: str) -> dict[str,
     `grounding`: at the same positions, how often student and teacher agree where images are as given, `faded`, grey, or another
     row's (`agreement_given` ...); each model's `image_share`; `cka`, the mean likeness of both models' visual tokens.
     """
-    agree, grey = figure("agreement"), figure("agreement", of="blind_student", to="blind")
-    losses = {f"loss_{name}": figure("loss", of=PATHS.get(name, name)) for name in WITH_AND_WITHOUT}
-    rights = _right("switch", "reverse", *WITH_AND_WITHOUT)
-    figures = Figures({**rights, **losses, "agreement_given": agree, "agreement_grey": grey})
-    of_faded, of_images = Figures({"agreement_faded": agree}), Figures({"cka": figure("cka", on="image")})
-    of_other = Figures({**_right("student_other"), "agreement_other": agree})
+    given = [*_right("switch", "reverse", *WITH_AND_WITHOUT), Figure(name="agreement_given", loss="agreement")]
+    given += [Figure(name=f"loss_{name}", loss="loss", of=PATHS.get(name, name)) for name in WITH_AND_WITHOUT]
+    given += [Figure(name="agreement_grey", loss="agreement", of="blind_student", to="blind")]
+    of_faded, of_images = [Figure(name="agreement_faded", loss="agreement")], [Figure(loss="cka", on="image")]
+    of_other = [*_right("student_other"), Figure(name="agreement_other", loss="agreement")]
     each, seen = list[dict[str, Tensor]](), dict[Any, Any]()
     for batch, keep in compared(paths, data, precision):
         if not batch.images:
             continue
         keep = keep & batch.has_image[:, None]
-        found = figures.measure(paths, batch, keep)
-        found |= of_faded.measure(paths, batch.with_blank_images(FADED), keep)
+        found = measure(given, paths, batch, keep)
+        found |= measure(of_faded, paths, batch.with_blank_images(FADED), keep)
         other, replaced = batch.with_other_images(seen)
-        found |= of_other.measure(paths, other, keep & replaced[:, None])
-        each.append(found | of_images.measure(paths, batch, batch.predicting_in_all("image")))
+        found |= measure(of_other, paths, other, keep & replaced[:, None])
+        each.append(found | measure(of_images, paths, batch, batch.predicting_in_all("image")))
     if not each:
         return None
     every = joined(each)
     mean = {name: of.double().mean().item() for name, of in every.items() if len(of)}
-    accuracy = {name: mean[name] for name in (*rights, "student_other") if name in mean}
+    accuracy = {of.name: mean[of.name] for of in (*given, *of_other) if of.loss == "right" and of.name in mean}
     grounding: dict[str, float | None] = {name: of for name, of in mean.items() if name.startswith("agreement")}
     grounding["cka"] = 1 - mean["cka"]
     for model in ("student", "teacher"):
@@ -125,6 +123,6 @@ def image_share(loss: float, grey: float, tokens: float) -> dict[str, float | No
     return {"parameters": parameters, "context": context, "share": context / known if known > 0 else None}
 
 
-def _right(*names: str) -> dict[str, Term]:
+def _right(*names: str) -> list[Figure]:
     """Return the figures that say where paths, named as in a report, predict the right token."""
-    return {name: figure("right", of=PATHS.get(name, name)) for name in names}
+    return [Figure(name=name, loss="right", of=PATHS.get(name, name)) for name in names]

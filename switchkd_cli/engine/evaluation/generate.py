@@ -22,7 +22,7 @@ from switchkd_cli.engine.models.blueprint import Blueprint
 from switchkd_cli.engine.models.low_bits import quantise
 from switchkd_cli.engine.models.vision_language_model import ProjectedImage, VisionLanguageModel
 from switchkd_cli.engine.paths import Paths
-from switchkd_cli.engine.training.figures import Figures, figure
+from switchkd_cli.engine.training.figures import Figure, measure
 from switchkd_cli.engine.weights import weight_files
 from switchkd_cli.files.hashes import cache_home
 from switchkd_cli.recipe.schema import DataSet
@@ -101,14 +101,14 @@ class GreedyModel(PromptedModel):
     @torch.inference_mode()
     def nats(self, data: DataSet, count: int) -> list[float]:
         rows, device = open_data(data, self.inputs, cache_home()), self.model.model.device
-        paths, loss = Paths(self.model, None, len(self.model.head)), Figures({"loss": figure("loss")})
-        found = list[float]()
+        paths, found = Paths(self.model, None, len(self.model.head)), list[float]()
         for first in range(0, count, self.batch):
             with as_user_error(EXPOSURE):  # a row that can't be used
                 examples = [rows.example(number) for number in range(first, min(first + self.batch, count))]
             batch = collate(examples, pad_token=self.inputs.tokenizer.pad_token_id).to(device)
             keep = batch.predicting("answer")
-            each = loss.measure(paths, batch.with_blank_images() if self.blind else batch, keep)["loss"]
+            seen = batch.with_blank_images() if self.blind else batch
+            each = measure([Figure(loss="loss")], paths, seen, keep)["loss"]
             found += torch.zeros(keep.shape, device=device).masked_scatter(keep, each).sum(1).tolist()
         return found
 

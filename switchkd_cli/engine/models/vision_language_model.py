@@ -13,12 +13,11 @@ from switchkd_cli.engine.batch import Batch, ImageInput, PerImage, together
 from switchkd_cli.engine.inputs import InputProcessor, PreparedImage
 from switchkd_cli.engine.lm_head import capped
 from switchkd_cli.engine.models.checkpoint_files import FIELDS
-from switchkd_cli.engine.models.layer_forwards import only_at, recompute_layers
+from switchkd_cli.engine.models.layer_forwards import Offloaded, only_at, recompute_layers
 from switchkd_cli.engine.models.low_rank import MARK
 from switchkd_cli.engine.models.model_folder import save
-from switchkd_cli.engine.models.placement import Offloaded
 from switchkd_cli.engine.models.seams import GRID, Seam, output_of, replaced
-from switchkd_cli.engine.models.shape import vision_width
+from switchkd_cli.engine.models.shape import output_widths
 
 EAGER = {"_attn_implementation": "eager"}
 """Of L's config: the only implementation that returns attention weights."""
@@ -100,14 +99,8 @@ class VisionLanguageModel(nn.Module):
 
     @property
     def widths(self) -> dict[str, int]:
-        """The size of the last axis of what an adapter may stand behind: `features`, `tokens`, `mapped`, `attention`."""
-        text = self.model.config.get_text_config()
-        return {
-            "features": vision_width(self.model.config) * self._in_token,
-            "tokens": text.hidden_size * self._in_token,
-            "mapped": text.hidden_size,
-            "attention": text.num_attention_heads,
-        }
+        """See `output_widths`."""
+        return output_widths(self.model.config, self._in_token)
 
     @property
     def head(self) -> Tensor:
@@ -195,13 +188,6 @@ class VisionLanguageModel(nn.Module):
         of_images = weights[batch.image].split([len(each) for each in tokens])
         text = ((batch.turn >= 0) & ~batch.image)[batch.image_rows]
         return together([w.transpose(0, 1) * t[:, None, None] for w, t in zip(of_images, text, strict=True)])
-
-    def mean_attention(self, batch: Batch) -> tuple[Tensor, Tensor]:
-        """For figures, one example: attention [T, T], the mean over layers and heads, and logits [T, V]."""
-        with replaced(self.language.config, EAGER):
-            tokens = self.project(self.encode(batch.images), batch.images)
-            output = self._read(batch, tokens, output_attentions=True)
-        return torch.stack(output.attentions).mean((0, 2))[0], self.logits(output.last_hidden_state[0])
 
     def same_vision(self, other: Self) -> bool:
         """Return whether both have the same tower, weight by weight, and read it at the same layers."""

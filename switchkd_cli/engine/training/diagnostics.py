@@ -1,13 +1,14 @@
 """Diagnostics logged for every distillation stage: teacher against student, agreement, knees, each term's gradient."""
 
 from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from switchkd_cli import registry
 from switchkd_cli.engine.batch import Batch
-from switchkd_cli.engine.training.figures import Figures, figure
+from switchkd_cli.engine.training.figures import Figure, measure
 from switchkd_cli.recipe.schema import Term
 from switchkd_cli.report.grouping import grouped
 
@@ -15,15 +16,15 @@ SHARE = "vision_share/"
 """Begins the names of figures: the share of a term's gradient that reaches V_S and not only the switch's adapter."""
 
 
-AGAINST_TEACHER = {
-    "teacher_ce": figure("loss", of="teacher", answers="given"),
-    "student_ce": figure("loss", answers="given"),
-    "agreement/own": figure("right", of="teacher", answers="own"),
-    "agreement/student": figure("agreement"),
-    "agreement/switch": figure("agreement", of="switch"),
-    "kl/student": figure("divergence"),
-    "switch_gap": figure("divergence", of="switch"),
-}
+AGAINST_TEACHER = (
+    Figure(name="teacher_ce", loss="loss", of="teacher", answers="given"),
+    Figure(name="student_ce", loss="loss", answers="given"),
+    Figure(name="agreement/own", loss="right", of="teacher", answers="own"),
+    Figure(name="agreement/student", loss="agreement"),
+    Figure(name="agreement/switch", loss="agreement", of="switch"),
+    Figure(name="kl/student", loss="divergence"),
+    Figure(name="switch_gap", loss="divergence", of="switch"),
+)
 """Figures of the supervised tokens: see `Diagnostics`."""
 
 
@@ -51,7 +52,6 @@ class Diagnostics:
 
     def __init__(self, terms: Sequence[Term]) -> None:
         self.knees = leading_knees(terms)
-        self.measured = AGAINST_TEACHER | {str(knee): knee for knee in self.knees.values()}  # equal ones once
         self._values: dict[str, list[Tensor]] = {}  # by figure, its value at each position
 
     def add_values(self, term: str, values: Tensor, rows: Tensor, weights: Tensor | None) -> None:
@@ -63,8 +63,9 @@ class Diagnostics:
     def add(self, logits: Mapping[str, Tensor], batch: Batch, keep: Tensor) -> None:
         """Take in logits [N, V] by path, at the N positions of `keep` (`Batch.read_by`)."""
         comparable = {path for path in logits if path != "student" or batch.spans is None}
-        figures = Figures({name: of for name, of in self.measured.items() if {of.of, of.to} <= comparable})
-        for name, values in figures(logits, batch, keep).items():
+        equal_once = {knee.name: knee for knee in self.knees.values()}
+        figures = [of for of in (*AGAINST_TEACHER, *equal_once.values()) if {of.of, of.to} <= comparable]
+        for name, values in measure(figures, lambda *_: logits, batch, keep).items():
             if len(values):
                 self._values.setdefault(name, []).append(values)
 
@@ -72,8 +73,8 @@ class Diagnostics:
         """Return the figures over all positions taken in."""
         values = {name: torch.cat(parts) for name, parts in self._values.items()}
         figures = {name: of.mean().item() for name, of in values.items() if of.ndim == 1}
-        for leader in (of for of, knee in self.knees.items() if str(knee) in values):
-            rank, k, mass = values[str(self.knees[leader])].T.contiguous()
+        for leader in (of for of, knee in self.knees.items() if knee.name in values):
+            rank, k, mass = values[self.knees[leader].name].T.contiguous()
             low, high = torch.quantile(k, k.new_tensor([0.05, 0.95])).tolist()
             raised, cut, *means = (of.float().mean().item() for of in (rank < k, rank > k, k, mass))
             of_k = {"mean": means[0], "p5": low, "p95": high, "raised": raised, "cut": cut}
@@ -82,17 +83,18 @@ class Diagnostics:
         return figures
 
 
-def leading_knees(terms: Sequence[Term]) -> dict[str, Term]:
+def leading_knees(terms: Sequence[Term]) -> dict[str, Figure]:
     """Return the figure `knee` of each path that leads a term (`registry.Signature.leaders`), as `<term>/<path>`."""
     found = {}
     for term in (term for term in terms if term.alignment == "positions"):
-        signature = registry.signature("loss", term.loss)
+        signature = term.signature
         bounds = {name: of.default for name, of in signature.keywords.items() if name in registry.BOUNDS}
         bounds |= {name: value for name, value in term.parameters.items() if name in bounds}
         for side in signature.leaders(term.parameters):
             path = term.of if side == "student" else term.to
-            where = {"on": term.on, "answers": term.answers, "parameters": bounds}
-            found[f"{term.name}/{path}"] = figure("knee", of=path, to=path, **where)
+            name = f"{path}'s knee on {term.positions} within {bounds}"
+            how: dict[str, Any] = {"on": term.on, "answers": term.answers, "parameters": bounds}
+            found[f"{term.name}/{path}"] = Figure(name=name, loss="knee", of=path, to=path, **how)
     return found
 
 
@@ -100,6 +102,8 @@ def gradient_norms_by_term(
     weighted_terms: Iterable[tuple[str, Tensor]], trained: Mapping[str, Sequence[Tensor]]
 ) -> dict[str, float]:
     """Return `grad/<term>/<part>`: norm of each weighted term's gradient on each trained part that it reaches.
+
+    Of a term that trains both V_S and the adapter behind it `vision_share/<term>`, too: V_S's part of the two norms.
 
     `weighted_terms` are names and weighted values with their graph, which is kept. Only the vectors among a part's
     parameters (biases and gains, which exist at every depth) are used: no weight matrix gets a gradient, so this takes
@@ -113,20 +117,11 @@ def gradient_norms_by_term(
             continue
         found = torch.autograd.grad(value, [p for _, p in flat], retain_graph=True, allow_unused=True)
         gradients = grouped((part, of) for (part, _), of in zip(flat, found, strict=True) if of is not None)
-        squares = {part: sum(g.float().square().sum().item() for g in of) for part, of in gradients.items()}
-        norms |= {f"grad/{term}/{part}": square**0.5 for part, square in squares.items()}
+        parts = {part: sum(g.float().square().sum().item() for g in of) ** 0.5 for part, of in gradients.items()}
+        norms |= {f"grad/{term}/{part}": norm for part, norm in parts.items()}
+        if {"vision", "adapter"} <= parts.keys() and (both := parts["vision"] + parts["adapter"]):
+            norms[f"{SHARE}{term}"] = parts["vision"] / both
     return norms
-
-
-def with_shares(norms: Mapping[str, float]) -> dict[str, float]:
-    """Add `vision_share/<term>` of each term that trains both V_S and the adapter behind it: V_S's part of the two norms."""
-    shares = {}
-    for name, adapter in norms.items():
-        grad, term, part = name.split("/")
-        vision = norms.get(f"{grad}/{term}/vision")
-        if part == "adapter" and vision is not None and vision + adapter:
-            shares[f"{SHARE}{term}"] = vision / (vision + adapter)
-    return {**norms, **shares}
 
 
 def average(diagnostics: Sequence[Mapping[str, float]], positions: Sequence[int]) -> dict[str, float]:

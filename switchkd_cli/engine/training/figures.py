@@ -1,30 +1,32 @@
 """Figures: what is measured of paths at each position and not minimised. They are functions, named in registry.yaml.
 
-A figure is a term without a weight: its function declares what it reads by the names of its arguments, as a loss does
-(`student_logits` of the path that is its `of`, `teacher_logits` of its `to`, `targets`; features, tokens and attention, too),
-and returns a value for each position, or image. So one function is a figure of any path:
+A figure's function declares what it reads by the names of its arguments, as a loss does (`student_logits` of the path that is its
+`of`, `teacher_logits` of its `to`, `targets`; features, tokens and attention, too), and returns a value for each position, or
+image. So a `Figure` is a term without a part in the loss, the objective's code reads both, and one function serves any path:
 
-    Figures({"agreement/switch": figure("agreement", of="switch"), "teacher_loss": figure("loss", of="teacher")})
+    figures = [Figure(loss="agreement"), Figure(name="agreement/switch", loss="agreement", of="switch")]
+    measure(figures, paths, batch, batch.predicting_in_all("answer"))
 
 Those who measure: mixers (rounds.py, whose rules name figures as arguments), diagnostics.py, validation.py, the look at a
 teacher's images (training_warnings.py), and evaluation/against_teacher.py.
 """
 
 from collections.abc import Callable, Collection, Mapping, Sequence
-from typing import Any
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
+from switchkd_cli import registry
 from switchkd_cli.engine.batch import Batch, PerImage
 from switchkd_cli.engine.lm_head import Heads
 from switchkd_cli.engine.losses.ops.knee import TopKAtKnee
 from switchkd_cli.engine.losses.ops.leaders import BLOCK
 from switchkd_cli.engine.losses.ops.vocabulary import mask_padding, padding_columns
 from switchkd_cli.engine.training.chunked import ChunkedObjective
-from switchkd_cli.engine.training.objective import LossInputs, Normalizers, Objective
-from switchkd_cli.recipe.schema import Term
+from switchkd_cli.engine.training.objective import LossInputs, Objective
+from switchkd_cli.recipe.schema import Name, Term
 
 Compute = Callable[[Batch, Collection[str], Tensor], Mapping[str, PerImage]]
 """`Paths`, or a replica of them: from a batch, names of outputs and a mask of positions to these outputs."""
@@ -32,42 +34,33 @@ Compute = Callable[[Batch, Collection[str], Tensor], Mapping[str, PerImage]]
 SKETCH = 512  # numbers that stand for a distribution over the vocabulary
 
 
-def figure(name: str, of: str = "student", to: str = "teacher", **more: Any) -> Term:
-    """Return a registered figure of two paths; `more` are a term's other fields, such as `on` and `answers`."""
-    return Term(name=name, loss=name, of=of, to=to, **more)
+class Figure(Term):
+    """A term that is measured and not minimised. `loss` is its function, a name in registry.yaml."""
+
+    kind: ClassVar[registry.Kind] = "figure"
+    name: str = ""
+    to: Name = "teacher"
 
 
-class Figures:
-    """Figures by name, and the `outputs` of paths that they read."""
+@torch.no_grad()
+def measure(
+    figures: Sequence[Figure], paths: Compute, batch: Batch, keep: Tensor, heads: Heads | None = None
+) -> dict[str, Tensor]:
+    """Return each figure's values at the positions of `keep` (`Batch.read_by`) that it is `on`, [N], or [N, W] of W numbers.
 
-    def __init__(self, figures: Mapping[str, Term]) -> None:
-        named = [term.model_copy(update={"name": name}) for name, term in figures.items()]
-        self.objective = Objective(named, kind="figure")
-        self.outputs = self.objective.outputs
-
-    @torch.no_grad()
-    def __call__(self, outputs: Mapping[str, PerImage], batch: Batch, keep: Tensor) -> dict[str, Tensor]:
-        """Return each figure's values from outputs at the positions of `keep` (`Batch.read_by`): at those that it is `on`.
-
-        They are [N], or [N, W] of a figure of several numbers.
-        """
-        inputs = LossInputs(outputs, None, batch, keep, Normalizers({}))
-        return {term.name: self.objective.values(term, inputs)[0] for term in self.objective.terms}
-
-    @torch.no_grad()
-    def measure(self, paths: Compute, batch: Batch, keep: Tensor, heads: Heads | None = None) -> dict[str, Tensor]:
-        """Return the same of what `paths` compute. With `heads`, of logits alone, of which those of one chunk exist at a time."""
-        if heads is None:
-            return self(paths(batch, self.outputs, keep), batch, keep)
-        found: list[dict[str, Tensor]] = []
-        nothing = ChunkedObjective(Objective(()), also=self.outputs)
-        inputs = LossInputs(paths(batch, nothing.outputs, keep), heads, batch, keep, Normalizers({}))
-        nothing(inputs, lambda *chunk: found.append(self(*chunk)))
-        return joined(found)
+    With `heads` that make logits of hidden states, the logits of a chunk of positions exist at a time.
+    """
+    found: dict[str, list[Tensor]] = {figure.name: [] for figure in figures}
+    objective = Objective(figures)
+    chunked = ChunkedObjective(objective, dense=heads is None)
+    outputs = paths(batch, chunked.outputs, keep)
+    inputs = LossInputs(outputs, heads, batch, keep, objective.counts([batch]))
+    chunked(inputs, on_values=lambda name, values, *_: found[name].append(values))
+    return {name: torch.cat(values) for name, values in found.items()}
 
 
 def joined(parts: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
-    """Return the figures of one or more chunks, or batches, one after another."""
+    """Return the figures of one or more batches, one after another."""
     return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
 
 

@@ -12,9 +12,9 @@ from switchkd_cli import registry
 from switchkd_cli.engine.batch import Batch
 from switchkd_cli.engine.data.conversation import Examples, Mixture, Variants
 from switchkd_cli.engine.training.data_loader import grouped_order, lengths_and_images, mixed_order, visit_order
-from switchkd_cli.engine.training.figures import Figures, figure
+from switchkd_cli.engine.training.figures import Figure, measure
 from switchkd_cli.engine.training.trainer import Trainer
-from switchkd_cli.recipe.schema import Stage, Term
+from switchkd_cli.recipe.schema import Stage
 
 Read = Callable[[Examples | Variants, Sequence[int]], Mapping[str, Tensor]]
 """From n rows to what mixers read of them, by name: sums over the answers' tokens, [n] or [n, W], and their number, `tokens`."""
@@ -135,15 +135,15 @@ def scored_rows(stage: Stage, steps: int) -> int:
 def row_sums(trainer: Trainer, names: Iterable[str], batch: Batch) -> dict[str, Tensor]:
     """Return what mixers read of a batch's examples, by name: see `Read`. The weights are as they are."""
     replica, keep = trainer.replica, batch.predicting_in_all("answer")
-    figures = Figures({name: _figure(name) for name in names if name not in OF_ROUNDS})
-    found = figures.measure(replica, batch, keep, replica.heads)
+    figures = [_figure(name) for name in names if name not in OF_ROUNDS]
+    found = measure(figures, replica, batch, keep, replica.heads)
     row = batch.predicting("answer").nonzero()[:, 0]
     member = (row == torch.arange(len(keep), device=row.device)[:, None]).double()
     sums = {name: member @ values.double() for name, values in found.items()}  # such a product adds up in one order
     return {name: of.cpu() for name, of in {"tokens": member.sum(1), **sums}.items()}
 
 
-def _figure(argument: str) -> Term:
+def _figure(argument: str) -> Figure:
     """Return the figure that a rule's argument names: `student_loss`, of a path, or `divergence`, of student and teacher."""
     path, _, name = argument.rpartition("_")
-    return figure(name, of=path or "student")
+    return Figure(name=argument, loss=name, of=path or "student")

@@ -11,7 +11,7 @@ from torch import Tensor
 from switchkd_cli import registry
 from switchkd_cli.engine.batch import Batch, ImageInput
 from switchkd_cli.engine.training.diagnostics import SHARE
-from switchkd_cli.engine.training.figures import Figures, figure
+from switchkd_cli.engine.training.figures import Figure, measure
 from switchkd_cli.engine.training.trainer import Trainer
 from switchkd_cli.errors import UserError
 from switchkd_cli.recipe.schema import Stage
@@ -145,7 +145,7 @@ def look(trainer: Trainer, group: Sequence[Batch]) -> tuple[dict[str, float], st
     Every process must call this. No random number is drawn: the teacher is in eval mode; its cached states aren't used.
     """
     device, bf16 = trainer.replica.device, trainer.precision == "bf16"
-    figures, paths = Figures({"loss": figure("loss", of="teacher")}), trainer.paths
+    figures, paths = [Figure(loss="loss", of="teacher")], trainer.paths
     sums = torch.zeros(5, dtype=torch.float64)
     seen: dict[str, ImageInput] = {}
 
@@ -159,7 +159,7 @@ def look(trainer: Trainer, group: Sequence[Batch]) -> tuple[dict[str, float], st
         other, exchanged = batch.with_other_images(seen)
         with torch.autocast(device.type, torch.bfloat16, enabled=bf16):
             shown = batch, batch.with_blank_images(), other
-            losses = [figures.measure(uncached, each, keep, paths.heads())["loss"].sum().item() for each in shown]
+            losses = [measure(figures, uncached, each, keep, paths.heads())["loss"].sum().item() for each in shown]
         sums += torch.tensor([*losses, int(keep.sum()), int(keep[exchanged].sum())], dtype=torch.float64)
     *losses, count, compared = trainer.processes.sum(sums).tolist()
     if not count:
