@@ -24,5 +24,5 @@ def supervised(positions: int, columns: int, device: torch.device) -> Batch:
     """Return a batch of one example with N supervised positions."""
     draw = torch.Generator().manual_seed(0)
     tokens = torch.randint(columns, (positions + 1,), generator=draw)
-    row = Example("0", tokens, tokens, torch.zeros_like(tokens))
+    row = Example("0", tokens, tokens, torch.zeros_like(tokens), tokens < 0)
     return collate([row], pad_token=0).to(device)

@@ -63,7 +63,7 @@ class Example:
     input_ids: Tensor  # [T] int64
     labels: Tensor  # [T] int64, unshifted, IGNORE where not supervised
     turn: Tensor  # [T] int64
-    image: Tensor | None = None  # [T] bool: visual tokens; None: there are none
+    image: Tensor  # [T] bool: visual tokens
     images: tuple[ImageInput, ...] = ()  # in the order of their tokens
     position: Tensor | None = None  # [T] or [A, T]
     instead_of: tuple[Unusable, ...] = ()  # rows that this one replaces
@@ -242,7 +242,6 @@ def collate(examples: Sequence[Example], *, pad_token: int) -> Batch:
     """Return a batch of examples, padded on the right to one length, with its attention mask."""
     length = max(len(e.input_ids) for e in examples)
     turn = _stack([e.turn for e in examples], length, -1)
-    image = [torch.zeros_like(e.turn, dtype=torch.bool) if e.image is None else e.image for e in examples]
     given = [e.position for e in examples if e.position is not None]
     spans = [e.spans for e in examples if e.spans is not None]
     aligned = [e.aligned for e in examples if e.aligned is not None]
@@ -256,7 +255,7 @@ def collate(examples: Sequence[Example], *, pad_token: int) -> Batch:
         input_ids=_stack([e.input_ids for e in examples], length, pad_token),
         labels=_stack([e.labels for e in examples], length, IGNORE),
         turn=turn,
-        image=_stack(image, length, False),
+        image=_stack([e.image for e in examples], length, False),
         images=tuple(image for e in examples for image in e.images),
         image_rows=torch.tensor([row for row, e in enumerate(examples) for _ in e.images], dtype=torch.long),
         own=torch.tensor([e.own for e in examples]),

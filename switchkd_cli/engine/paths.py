@@ -17,7 +17,6 @@ from switchkd_cli.engine.models.blueprint import Blueprint
 from switchkd_cli.engine.models.vision_language_model import VisionLanguageModel
 from switchkd_cli.engine.teacher_states import TeacherStates
 from switchkd_cli.engine.token_map import TokenMap
-from switchkd_cli.errors import UserError
 from switchkd_cli.recipe.schema import BUILT_IN, LEARNING, PathSpec
 from switchkd_cli.report.grouping import grouped
 
@@ -173,8 +172,6 @@ class Paths(nn.Module):
                 draw(kind, ours, widths.pop())
         for name, path in self.known.items():
             if path.head and {output_name(name, kind) for kind in ("logits", "hidden", "mapped")} & set(names):
-                if self.tokens is not None:
-                    raise UserError(f"paths.{name}.head: needs one vocabulary, these models read their own tokens")
                 draw(_map_of(name), *(self.model(of).widths["mapped"] for of in (path.language, path.head)))
         return list(self.adapters.parameters())
 

@@ -95,14 +95,9 @@ def check_batches(runs: Iterable[Run], processes: int) -> None:
         smallest = min(stage.batch for stage in uneven)
         divisor = max(n for n in range(1, processes) if smallest % n == 0)
         raise UserError(list(dict.fromkeys(problems)), hint=f"--gpus {divisor}, or change the batch")
-    problems = []
-    for stage in stages:
-        held, wanted = stage.micro_batch_of(processes), stage.micro_batch or stage.batch
-        if stage.ranks_examples and held != wanted:
-            problems.append(f"stages.{stage.name}.micro_batch: it ranks {wanted} examples, a process holds {held}")
-        if stage.mixes_images and held % 2:
-            problems.append(f"stages.{stage.name}.micro_batch: it mixes images of two examples, a process holds {held}")
-    if problems:
+    if parted := [stage for stage in stages if stage.parts_examples(processes)]:
+        told = "examples that are ranked or mixed with one another are in one, a process holds only"
+        problems = [f"stages.{of.name}.micro_batch: {told} {of.micro_batch_of(processes)} at once" for of in parted]
         hint = f"fewer than {processes} processes, or a micro_batch that divides each one's share of the batch"
         raise UserError(list(dict.fromkeys(problems)), hint=hint)
 

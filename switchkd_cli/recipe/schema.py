@@ -410,8 +410,13 @@ class Term(Strict):
         return frozenset((self.sides[side], kind) for side, kind in self.signature.reads)
 
     @property
+    def kinds(self) -> frozenset[str]:
+        """The kinds of outputs that it compares."""
+        return frozenset(kind for _, kind in self.signature.reads)
+
+    @property
     def signature(self) -> registry.Signature:
-        """The arguments of its loss."""
+        """The signature of its loss."""
         return registry.signature(self.kind, self.loss)
 
     @property
@@ -590,6 +595,13 @@ class Stage(Strict):
         each = self.batch // processes
         return max(n for n in range(1, min(self.micro_batch or each, each) + 1) if each % n == 0)
 
+    def parts_examples(self, processes: int) -> bool:
+        """Whether the micro-batches of these processes part examples that a focus ranks, or two whose images are mixed."""
+        held = self.micro_batch_of(processes)
+        ranked = any(term.focus is not None and term.focus.of == "examples" for term in self.objective)
+        mixed = any(path.images == "mixed" for path in self.readings.values())
+        return (ranked and held != (self.micro_batch or self.batch)) or (mixed and held % 2 == 1)
+
     @property
     def paths(self) -> frozenset[str]:
         """The paths that the terms of this stage name."""
@@ -604,16 +616,6 @@ class Stage(Strict):
     def means(self) -> dict[str, PathSpec]:
         """The means of paths that its terms compare with, by name."""
         return {name: self._known[name] for name in self.paths if self._known[name].mean}
-
-    @property
-    def mixes_images(self) -> bool:
-        """Whether a path sees mixed images, each of two examples of a micro-batch."""
-        return any(path.images == "mixed" for path in self.readings.values())
-
-    @property
-    def ranks_examples(self) -> bool:
-        """Whether a focus ranks the examples of a micro-batch, whose number then belongs to the objective."""
-        return any(term.focus is not None and term.focus.of == "examples" for term in self.objective)
 
     @property
     def models(self) -> frozenset[str]:

@@ -8,6 +8,7 @@ import torch
 
 from switchkd_cli.engine.batch import Example, collate
 from switchkd_cli.engine.cost.data_sample import DataSample, RowLengths
+from switchkd_cli.engine.cost.run_estimate import estimate_run
 from switchkd_cli.engine.cost.workload import padded_share
 from switchkd_cli.engine.paths import Paths
 from switchkd_cli.engine.training.data_loader import grouped_order, order
@@ -15,7 +16,6 @@ from switchkd_cli.engine.training.loop import train
 from switchkd_cli.planning.estimate import planned_machine
 from switchkd_cli.recipe.load import load
 from switchkd_cli.recipe.schema import Stage
-from switchkd_cli.scheduler import launch
 from tests.support import tiny
 
 TABLE = Path(__file__).parents[2] / "recipes" / "table1_0.5b.yaml"
@@ -76,7 +76,7 @@ def test_a_plan_of_rows_that_are_not_here_counts_the_teachers_visual_tokens():
 def test_a_batch_counts_its_tokens_and_its_places():
     lengths = (3, 7, 1)
     told = [torch.arange(n) + 20 for n in lengths]
-    batch = collate([Example(str(len(t)), t, t, torch.zeros_like(t)) for t in told], pad_token=0)
+    batch = collate([Example(str(len(t)), t, t, torch.zeros_like(t), t < 0) for t in told], pad_token=0)
     assert batch.sizes == (11, 21)
 
 
@@ -105,7 +105,7 @@ def test_the_plan_is_of_the_order_that_the_recipe_names(tmp_path, monkeypatch):
 
     def plan(*changes):
         run = load(TABLE, overrides=changes)
-        return launch.estimate(run, planned_machine(None, "bf16"), tmp_path / "runs", {})
+        return estimate_run(run, planned_machine(None, "bf16"), tmp_path / "runs", {})
 
     plain, grouped = plan("stages.distill.group_by=null"), plan()
     assert plain.stages[1].padding > grouped.stages[1].padding

@@ -297,10 +297,16 @@ def test_positions_of_unlike_tokens_are_refused_with_what_to_add():
     assert [fact.name for fact in refused.value.facts if fact.verdict == "bytes"] == ["vocabulary"]
 
 
-def test_own_answers_are_refused_as_the_teacher_would_write_them_otherwise():
+def test_all_that_needs_common_tokens_is_refused_at_once():
     own, terms = "stages.distill.answers={own: 0.5}", "{loss: cross_entropy}, {loss: dbild, of: switch, to: teacher}"
-    with pytest.raises(UserError, match="own answers can't be written for the teacher"):
-        check_pair(recipe("switch-kd", own, f"stages.distill.objective=[{terms}]").config, with_teacher=True)
+    changed = own, f"stages.distill.objective=[{terms}]", "checkpoints.best=kl/student"
+    with pytest.raises(UserError) as refused:
+        check_pair(recipe("switch-kd", *changed).config, with_teacher=True)
+    assert refused.value.problems == (
+        "stages.distill.answers: own answers can't be written for the teacher: student and teacher read their own tokens",
+        "kl/student needs common tokens: student and teacher read their own tokens",
+    )
+    assert refused.value.hint == "stages.distill.answers=null; choose by loss"
 
 
 @pytest.mark.parametrize(

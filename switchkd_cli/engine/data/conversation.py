@@ -12,7 +12,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
 from itertools import accumulate, pairwise
-from typing import Self, cast
+from typing import Self
 
 import torch
 from jinja2 import TemplateError
@@ -248,7 +248,7 @@ class Conversations(Dataset[Example]):
             elif reader.prompt is not None:
                 if not torch.equal(answers, other.labels[other.labels != IGNORE]):
                     raise Fault(f"its answers are other tokens after the prompt {reader.prompt!r}")
-            elif not torch.equal(*(of.input_ids[~cast(Tensor, of.image)] for of in (example, other))):
+            elif not torch.equal(*(of.input_ids[~of.image] for of in (example, other))):
                 raise Fault("student and teacher read other texts: their images have other marks")
             others[names] = other if by_bytes else replace(other, images=())
         return replace(example, others=others)

@@ -41,7 +41,7 @@ class ChunkedObjective:
 
     def __init__(self, objective: Objective, *, dense: bool = False) -> None:
         self.objective, self.dense = objective, dense
-        of_logits = [term for term in objective.terms if dense or any(kind == "logits" for _, kind in term.reads)]
+        of_logits = [term for term in objective.terms if dense or "logits" in term.kinds]
         self.compared = {path for term in of_logits for path in term.sides.values()}
         self.on_logits = objective.part(of_logits)
         self.on_others = objective.part([term for term in objective.terms if term not in of_logits])
@@ -109,11 +109,11 @@ class ChunkedObjective:
         """
         size, sides = positions(columns, keep.device.type), keep.split([of.turn.shape[1] for of in batch.readings], 1)
         most = max(int(batch.read_by(path, keep)[1].sum()) for path in self.paths)
-        across = any("rows" in signature.positional for signature in self.on_logits.signatures.values())
+        across = any("rows" in term.signature.positional or term.score is not None for term in self.on_logits.terms)
         across |= any(mean.by == "loss" for mean in self.on_logits.means.values())
         answers = [of.predicting("answer")[side] for of, side in zip(batch.readings, sides, strict=True)]
         unlike = not all(torch.equal(of, answers[0]) for of in answers)  # as texts have other prompts
-        whole = batch.spans is not None or across or unlike or bool(self.on_logits.scored)
+        whole = batch.spans is not None or across or unlike
         unit = torch.arange(len(keep), device=keep.device)[:, None]  # the number of the example
         lengths = torch.stack([side.sum(1) for side in sides]).amax(0).tolist()
         if not whole:  # or of the position among those of `keep`

@@ -61,13 +61,10 @@ class Objective:
         self, terms: Sequence[Term], tokens: TokenMap | None = None, means: Mapping[str, PathSpec] = {}
     ) -> None:
         self.terms, self.tokens, self.means = tuple(terms), tokens, means
-        self._losses = {t.name: registry.resolve(t.kind, t.loss) for t in terms}
-        self.signatures = {t.name: t.signature for t in terms}
-        self.scored = {t.name: t.score for t in terms if t.score is not None}
         read = {each for term in terms for of in (term, term.score) if of is not None for each in of.reads}
         made = ((of, kind) for path, kind in read for of in (means[path].mean if path in means else (path,)))
         self.outputs = frozenset(output_name(*each) for each in made)
-        self.on = tuple(dict.fromkeys(t.positions for t in terms if not self.signatures[t.name].of_images))
+        self.on = tuple(dict.fromkeys(t.positions for t in terms if not t.signature.of_images))
 
     def part(self, terms: Sequence[Term]) -> Self:
         """Return the objective of some of its terms."""
@@ -75,7 +72,7 @@ class Objective:
 
     def counted(self, term: Term) -> str:
         """Return what a term is a mean over, as `counts` names it: a kind of positions, images, spans or pairs."""
-        signature = self.signatures[term.name]
+        signature = term.signature
         if signature.of_images:
             return IMAGES
         if signature.of_preferences:
@@ -132,7 +129,7 @@ class Objective:
         parts = {}
         for term in self.terms:
             values, rows = self._values(term, inputs)
-            weights = self._weights(term, inputs) if term.name in self.scored else None
+            weights = None if term.score is None else self._weights(term, term.score, inputs)
             if on_values is not None:
                 on_values(term.name, values.detach(), rows, weights)
             values = values if weights is None else weights * values
@@ -141,7 +138,7 @@ class Objective:
 
     def _values(self, term: Term, inputs: LossInputs) -> tuple[Tensor, Tensor]:
         """Return a term at each position, image or span, [N], and the row of the batch that each belongs to, [N]."""
-        signature, loss = self.signatures[term.name], self._losses[term.name]
+        signature, loss = term.signature, registry.resolve(term.kind, term.loss)
         given = self._given(term, inputs, signature, term.sides)
         given |= {"targets": given["student_targets"], "state": inputs.states.get(term.name, State())}
         if self.tokens is not None and self.counted(term) == PAIRS:  # a token's number is its column's
@@ -185,9 +182,9 @@ class Objective:
         return given
 
     @torch.no_grad()
-    def _weights(self, term: Term, inputs: LossInputs) -> Tensor:
+    def _weights(self, term: Term, score: registry.Signature, inputs: LossInputs) -> Tensor:
         """Return the weights of a term's positions, [N], by the score that its focus names."""
-        focus, score = term.focus, self.scored[term.name]
+        focus = term.focus
         assert focus is not None
         # a loss with a gradient of its own would compute it although none is wanted here
         logits = {path: of.detach() for path, of in inputs.outputs.items() if isinstance(of, Tensor)}
