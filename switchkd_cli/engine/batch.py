@@ -190,18 +190,22 @@ class Batch:
         """[B] bool: the examples with an image."""
         return torch.isin(torch.arange(len(self.ids), device=self.image_rows.device), self.image_rows)
 
-    def with_blank_images(self) -> Batch:
-        """Return the batch with pixels of 0, about the mean that they are normalised by: nothing can be seen in them."""
-        blank = tree_map(lambda of: torch.zeros_like(of) if of.is_floating_point() else of, self.images)
-        others = {names: of.with_blank_images() for names, of in self.others.items()}
+    def with_blank_images(self, contrast: float = 0.0) -> Batch:
+        """Return the batch with pixels of 0, about the mean that they are normalised by: nothing can be seen in them.
+
+        `contrast`: the share of their distance from 0 that pixels keep. With a half, what an image shows can still be seen.
+        """
+        blank = tree_map(lambda of: of * contrast if of.is_floating_point() else of, self.images)
+        others = {names: of.with_blank_images(contrast) for names, of in self.others.items()}
         return replace(self, images=blank, others=others)
 
-    def with_other_images(self, seen: dict[str, ImageInput]) -> tuple[Batch, Tensor]:
+    def with_other_images(self, seen: dict[Any, Any]) -> tuple[Batch, Tensor]:
         """Return the batch with the last image of the same `layout`, of an earlier row, in each image's place.
 
         Also which rows [B] had one for each of their images that differs from it. `seen` has the last image of each layout,
-        also of earlier batches, and is brought up to date.
+        also of earlier batches, and is brought up to date; under the names of `others` it has theirs.
         """
+        others = {names: of.with_other_images(seen.setdefault(names, {}))[0] for names, of in self.others.items()}
         images, replaced = [], torch.ones(len(self.ids), dtype=torch.bool, device=self.input_ids.device)
         for row in range(len(self.ids)):
             own = [image for image, owner in zip(self.images, self.image_rows.tolist(), strict=True) if owner == row]
@@ -210,7 +214,7 @@ class Batch:
                 replaced[row] &= any(not torch.equal(other[name], of) for name, of in image.items())
                 images.append(other)
             seen |= {layout(image): image for image in own}
-        return replace(self, images=tuple(images)), replaced
+        return replace(self, images=tuple(images), others=others), replaced
 
     def rows(self, keep: Tensor) -> Iterator[tuple[Batch, Tensor]]:
         """Yield each example as a batch of one without padding, with its part of `keep` [B, T]: [1, tokens]."""

@@ -163,8 +163,8 @@ def evaluate(run: Run, folder: RunFolder, data: Mapping[str, Conversations] | No
             try:
                 for about, measured in _compare_with_teacher(run, folder, data or {}):
                     results[about] = measured
-                    # the single accuracies are in results.json
-                    folder.log({"event": about, **{k: value for k, value in measured.items() if k != "accuracy"}})
+                    # accuracies and the like, by name, are in results.json
+                    folder.log({"event": about, **{k: of for k, of in measured.items() if not isinstance(of, dict)}})
             except UserError as error:  # a teacher that is only scored need not match
                 text = f"not measured: {'; '.join(error.problems)}"
                 folder.log({"event": "warning", "stage": "fidelity", "about": "fidelity", "text": text})

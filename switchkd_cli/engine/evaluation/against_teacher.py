@@ -1,4 +1,4 @@
-"""A finished student next to its teacher: its fidelity, whether it lacks eyes or a reader, and whether it looks at all.
+"""A student next to its teacher: its fidelity, whether it lacks eyes or a reader, and what both make of changed images.
 
 A student can score better without becoming more like its teacher. Its eyes are its vision tower, its reader its projector
 and language model. Each is exchanged for the teacher's, and the same answers are predicted:
@@ -11,20 +11,23 @@ and language model. Each is exchanged for the teacher's, and the same answers ar
 | teacher | L_T(P_T(V_T(x))) | both              |
 """
 
+import math
 from collections.abc import Iterator
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from switchkd_cli.engine.batch import Batch, ImageInput, collate
+from switchkd_cli.engine.batch import Batch, collate
 from switchkd_cli.engine.data.conversation import Examples
 from switchkd_cli.engine.paths import Paths
 from switchkd_cli.engine.training.data_loader import order
 from switchkd_cli.engine.training.figures import Figure, joined, measure
 from switchkd_cli.engine.training.processes import ALONE
 
-GREY = {"teacher_grey": "blind", "student_grey": "blind_student"}  # what paths are called in a report
+PATHS = {"teacher_grey": "blind", "student_grey": "blind_student", "student_other": "student"}  # by names in a report
+WITH_AND_WITHOUT = ("student", "student_grey", "teacher", "teacher_grey")  # an image
+FADED = 0.5  # the contrast of faded images
 ROWS = 64  # rows compared: several thousand answer tokens
 BATCH = 4  # rows of a forward pass: it needs less memory than a training step
 
@@ -75,26 +78,51 @@ def eyes_or_reader(paths: Paths, data: Examples, *, precision: str) -> dict[str,
     `student_other`, where it is another row's image of the same size (rows without such an image don't count there). The gap
     from student to teacher is the sum of `eyes` (reverse minus student), `reader` (switch minus student) and `interaction`
     (what both together give beyond that). `positions`: answer tokens. None where no row has an image.
+
+    `grounding`: at the same positions, how often student and teacher agree where images are as given, `faded`, grey, or another
+    row's (`agreement_given` ...); each model's `image_share`; `cka`, the mean likeness of both models' visual tokens.
     """
-    figures, of_other = _right("student", "switch", "teacher", "reverse", *GREY), _right("student")
-    each, seen = list[dict[str, Tensor]](), dict[str, ImageInput]()
+    given = [*_right("switch", "reverse", *WITH_AND_WITHOUT), Figure(name="agreement_given", loss="agreement")]
+    given += [Figure(name=f"loss_{name}", loss="loss", of=PATHS.get(name, name)) for name in WITH_AND_WITHOUT]
+    given += [Figure(name="agreement_grey", loss="agreement", of="blind_student", to="blind")]
+    of_faded, of_images = [Figure(name="agreement_faded", loss="agreement")], [Figure(loss="cka", on="image")]
+    of_other = [*_right("student_other"), Figure(name="agreement_other", loss="agreement")]
+    each, seen = list[dict[str, Tensor]](), dict[Any, Any]()
     for batch, keep in compared(paths, data, precision):
         if not batch.images:
             continue
         keep = keep & batch.has_image[:, None]
-        found = measure(figures, paths, batch, keep)
+        found = measure(given, paths, batch, keep)
+        found |= measure(of_faded, paths, batch.with_blank_images(FADED), keep)
         other, replaced = batch.with_other_images(seen)
-        found["student_other"] = measure(of_other, paths, other, keep & replaced[:, None])["student"]
-        each.append(found)
+        found |= measure(of_other, paths, other, keep & replaced[:, None])
+        each.append(found | measure(of_images, paths, batch, batch.predicting_in_all("image")))
     if not each:
         return None
     every = joined(each)
-    accuracy = {name: of.double().mean().item() for name, of in every.items() if len(of)}
+    mean = {name: of.double().mean().item() for name, of in every.items() if len(of)}
+    accuracy = {of.name: mean[of.name] for of in (*given, *of_other) if of.loss == "right" and of.name in mean}
+    grounding: dict[str, float | None] = {name: of for name, of in mean.items() if name.startswith("agreement")}
+    grounding["cka"] = 1 - mean["cka"]
+    for model in ("student", "teacher"):
+        share = image_share(mean[f"loss_{model}"], mean[f"loss_{model}_grey"], paths.vocabulary)
+        grounding |= {f"{model}_{name}": of for name, of in share.items()}
     gap, eyes, reader = (accuracy[path] - accuracy["student"] for path in ("teacher", "reverse", "switch"))
     parts = {"gap": gap, "eyes": eyes, "reader": reader, "interaction": gap - eyes - reader}
-    return {"positions": len(every["student"]), "accuracy": accuracy, **parts}
+    return {"positions": len(every["student"]), "accuracy": accuracy, "grounding": grounding, **parts}
+
+
+def image_share(loss: float, grey: float, tokens: float) -> dict[str, float | None]:
+    """Return what a model knows of answers, in nats per token, and where from, by its losses with images and with grey ones.
+
+    `parameters`: log(tokens) - grey, what it knows without the image beyond a guess among all tokens. `context`: grey - loss, what the
+    image adds. `share`: of the image in the sum of both, where that is above 0.
+    """
+    parameters, context = math.log(tokens) - grey, grey - loss
+    known = parameters + context
+    return {"parameters": parameters, "context": context, "share": context / known if known > 0 else None}
 
 
 def _right(*names: str) -> list[Figure]:
     """Return the figures that say where paths, named as in a report, predict the right token."""
-    return [Figure(name=name, loss="right", of=GREY.get(name, name)) for name in names]
+    return [Figure(name=name, loss="right", of=PATHS.get(name, name)) for name in names]

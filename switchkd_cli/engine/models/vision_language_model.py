@@ -209,12 +209,14 @@ class VisionLanguageModel(nn.Module):
     def continued(self, ids: Tensor, mask: Tensor, images: Shown, how: GenerationConfig, **options: Any) -> Tensor:
         """Continue B texts of tokens [B, T], padded on the left, and return the new ids [B, <= limit].
 
-        `images` are in the order of the texts, `options` of transformers' `generate`.
+        `images` are in the order of the texts, `options` of transformers' `generate`. Of the checkpoint's own generation
+        config, which `generate` would fill `how` up with, nothing is used: tokens follow from the model's logits alone.
         """
         given = self._given(ids == self.inputs.image_token, tuple(tokens for tokens, _ in images))
         if images and GRID in images[0][1]:  # from which transformers counts L's positions
             given[GRID] = torch.cat([inputs[GRID] for _, inputs in images]).to(ids.device)
-        new = self.model.generate(input_ids=ids, attention_mask=mask, generation_config=how, **options, **given)
+        with replaced(self.model, {"generation_config": how}):
+            new = self.model.generate(input_ids=ids, attention_mask=mask, generation_config=how, **options, **given)
         return new[:, ids.shape[1] :]
 
     save = save
