@@ -231,18 +231,12 @@ def test_jensen_shannon_approaches_the_scaled_divergences_at_its_ends():
     high = losses.jensen_shannon(teacher, student, beta=1 - 1e-7) / 1e-7
     torch.testing.assert_close(low, losses.forward_kl(teacher, student), rtol=1e-4, atol=1e-6)
     torch.testing.assert_close(high, losses.reverse_kl(teacher, student), rtol=1e-4, atol=1e-6)
-    for beta in (0, 1, -0.5):
-        with pytest.raises(ValueError, match="beta"):
-            losses.jensen_shannon(teacher, student, beta=beta)
 
 
 def test_skewed_kl_approaches_forward_kl():
     teacher, student = language_logits(4, 30, seed=11)
     near = losses.skewed_kl(teacher, student, alpha=1e-9)
     torch.testing.assert_close(near, losses.forward_kl(teacher, student), rtol=1e-6, atol=1e-8)
-    for alpha in (0, 1, -0.5):
-        with pytest.raises(ValueError, match="alpha"):
-            losses.skewed_kl(teacher, student, alpha=alpha)
 
 
 def test_skewed_reverse_kl_is_skewed_kl_with_the_models_exchanged():
@@ -263,9 +257,6 @@ def test_skewed_reverse_kl_approaches_reverse_kl():
     teacher, student = language_logits(4, 30, seed=11)
     near = losses.skewed_reverse_kl(teacher, student, alpha=1e-9)
     torch.testing.assert_close(near, losses.reverse_kl(teacher, student), rtol=1e-6, atol=1e-8)
-    for alpha in (0, 1, -0.5):
-        with pytest.raises(ValueError, match="alpha"):
-            losses.skewed_reverse_kl(teacher, student, alpha=alpha)
 
 
 def test_dbild_forward_with_a_fixed_k_is_bild():

@@ -9,6 +9,7 @@ from torch.nn.functional import normalize, one_hot
 
 from switchkd_cli.engine.losses.ops.state import State, ema, updated_by
 from switchkd_cli.engine.losses.ops.vocabulary import at_least_float32, kl
+from switchkd_cli.ranges import Positive, Share
 
 
 def _moved(
@@ -33,8 +34,8 @@ def codebook(
     state: State,
     *,
     size: PositiveInt = 64,
-    decay: float = 0.99,
-    temperature: float = 0.1,
+    decay: Share = 0.99,
+    temperature: Positive = 0.1,
 ) -> Tensor:
     """Return KL(q_T || q_S) for each row of hidden states [N, D], q over prototypes, in nats, [N].
 
