@@ -1,10 +1,12 @@
-"""Ranges that a parameter of a loss or a mixer declares in its annotation; a recipe is checked by them."""
+"""Ranges that a loss's, mixer's or source's parameter declares in its annotation; a recipe is checked by them."""
 
 from typing import Annotated
 
 from pydantic import AfterValidator, Field, ValidationInfo
 from pydantic_core import PydanticCustomError
 
+PositiveInt = Annotated[int, Field(gt=0)]
+TwoOrMore = Annotated[int, Field(ge=2)]
 Positive = Annotated[float, Field(gt=0)]
 NotNegative = Annotated[float, Field(ge=0)]
 Share = Annotated[float, Field(ge=0, le=1)]

@@ -13,9 +13,7 @@ from functools import cache
 from importlib.machinery import PathFinder
 from inspect import Parameter
 from pathlib import Path
-from typing import Annotated, Any, Literal
-
-from pydantic import Field, PositiveInt
+from typing import Any, Literal
 
 from switchkd_cli import ranges
 from switchkd_cli.errors import UserError, did_you_mean
@@ -45,10 +43,9 @@ Kind = Literal["loss", "focus", "mixer", "family", "engine", "export", "source",
 OF_TRAINING = ("optimizer", "num_warmup_steps", "num_training_steps", "last_epoch")
 
 # The names that annotations of recipe parameters may use. A parameter with another annotation is not checked by type.
-_ANNOTATIONS: dict[str, Any] = {"Any": Any, "Literal": Literal, "Annotated": Annotated}
+_ANNOTATIONS: dict[str, Any] = {"Any": Any, "Literal": Literal}
 _ANNOTATIONS |= {of.__name__: of for of in (Mapping, Path, Sequence, bool, dict, float, int, list, str, tuple)}
-_ANNOTATIONS |= {"Field": Field, "PositiveInt": PositiveInt}
-_ANNOTATIONS |= {name: getattr(ranges, name) for name in ("Fraction", "NotNegative", "Positive", "Share", "above")}
+_ANNOTATIONS |= {name: value for name, value in vars(ranges).items() if not name.startswith("_")}
 
 
 @dataclass(frozen=True)

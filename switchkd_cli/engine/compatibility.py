@@ -10,7 +10,6 @@ from functools import partial
 from jinja2 import TemplateError
 from transformers import PreTrainedTokenizerBase
 
-from switchkd_cli import registry
 from switchkd_cli.engine.data.prompt_template import end_token, special_tokens, tokens_after_answer
 from switchkd_cli.engine.inputs import InputProcessor
 from switchkd_cli.engine.models.blueprint import HINTS, Blueprint
@@ -181,12 +180,12 @@ SEEN = ("family", "image size", "image mean, std", "image preparation")  # what 
 
 def _kinds(term: Term) -> set[str]:
     """Return the kinds of outputs that a term compares."""
-    return {kind for _, kind in registry.signature("loss", term.loss).reads}
+    return {kind for _, kind in term.signature.reads}
 
 
 def _compares_places(term: Term) -> bool:
     """Return whether a term compares the student's visual tokens, or positions of them, one by one with another model's."""
-    signature = registry.signature("loss", term.loss)
+    signature = term.signature
     if signature.of_images:
         return "student" in term.paths and len(term.paths) > 1
     return term.on in ("image", "all") and "teacher_rows" not in signature.positional
@@ -217,7 +216,7 @@ def _vocabulary_fact(student: Blueprint, teacher: Blueprint, terms: Sequence[Ter
     names: dict[bool, list[str]] = {True: [], False: []}  # by whether bytes help
     for term in across if told else ():
         if term.alignment == "positions":
-            names[not registry.signature("loss", term.loss).of_images].append(term.name)
+            names[not term.signature.of_images].append(term.name)
     ways = ("add `alignment: bytes` to", names[True]), ("leave out", names[False])
     if not (hint := " and ".join(f"{way} {', '.join(of)}" for way, of in ways if of)):
         return PairFact("vocabulary", ours, theirs, difference=told)

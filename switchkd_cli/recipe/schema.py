@@ -500,7 +500,7 @@ class Mixer(Strict):
     by: str
     """The rule, a name in registry.yaml: `ddk` sets the weights of a mixture, the others choose rows; docs/methods.md."""
     rounds: Count
-    """Into how many rounds of equal length the stage's steps are divided."""
+    """Into how many rounds of equal length the stage's steps are divided: at most as many as it has steps."""
     rows: Count = 64
     """Of weights: held-out rows of each data set, which the stage doesn't train on; at most a tenth of the set."""
     candidates: Count = 1

@@ -36,18 +36,7 @@ def check(data: Mapping[str, Any], unfit: Iterable[Problem] = ()) -> Iterator[Pr
     `unfit`: what is wrong by the schema; nothing more is said about these fields, nor about what is in them.
     """
     recipe, wrong = Recipe.as_far_as_it_fits(data), {path for path, _ in unfit}
-    for checks in (
-        _models,
-        _paths,
-        _data_sets,
-        _stages,
-        _switch,
-        _sharding,
-        _checkpoints,
-        _trackers,
-        _evaluation,
-        _rows,
-    ):
+    for checks in (_models, _paths, _names, _stages, _switch, _sharding, _checkpoints, _evaluation):
         for path, problem in checks(recipe):
             if wrong.isdisjoint(path[:end] for end in range(1, len(path) + 1)):
                 yield path, problem
@@ -74,8 +63,9 @@ def _models(recipe: Recipe) -> Iterator[Problem]:
 def _paths(recipe: Recipe) -> Iterator[Problem]:
     models = [*LEARNING, "teacher", *recipe.teachers]
     through_models = [name for name, path in recipe.known_paths.items() if not path.mean]
-    own: list[Location] = [(kind, name) for kind in ("teachers", "paths") for name in getattr(recipe, kind)]
-    yield from _repeated("paths", [((), name) for name in (*BUILT_IN, "labels")] + [(at, at[1]) for at in own])
+    for at in (*(("teachers", name) for name in recipe.teachers), *(("paths", name) for name in recipe.paths)):
+        if at[1] in (*BUILT_IN, "labels") or (at[0] == "paths" and at[1] in recipe.teachers):
+            yield at, f"paths need different names, got {at[1]!r} twice"
     for name, path in recipe.paths.items():
         at = ("paths", name)
         modules = {key: getattr(path, key) for key in schema.MODULES}
@@ -94,9 +84,18 @@ def _paths(recipe: Recipe) -> Iterator[Problem]:
             yield at, "`by` is for a mean of paths, `temperature` for `by: loss`"
 
 
-def _data_sets(recipe: Recipe) -> Iterator[Problem]:
+def _names(recipe: Recipe) -> Iterator[Problem]:
+    """Yield names in data sets, trackers and rows that mean nothing."""
     for name, spec in recipe.data.items():
         yield from _data_set(spec, ("data", name))
+    yield from _repeated("trackers", ("trackers",), recipe.trackers)
+    for i, name in enumerate(recipe.trackers):
+        yield from _unknown(("trackers", i), "tracker", name, registry.TRACKERS)
+    for i, name in enumerate(recipe.controls):
+        yield from _unknown(("controls", i), "row", name, recipe.rows)
+    for row in recipe.rows:
+        for name in recipe.rows[row].paper:
+            yield from _unknown(("rows", row, "paper", name), "benchmark", name, [*BENCHMARKS, AVERAGE])
 
 
 def _data_set(spec: schema.DataSet, path: Location) -> Iterator[Problem]:
@@ -110,7 +109,7 @@ def _data_set(spec: schema.DataSet, path: Location) -> Iterator[Problem]:
 
 
 def _stages(recipe: Recipe) -> Iterator[Problem]:
-    yield from _repeated("stages", [(("stages", i, "name"), stage.name) for i, stage in enumerate(recipe.stages)])
+    yield from _repeated("stages", ("stages",), [stage.name for stage in recipe.stages], "name")
     for i, stage in enumerate(recipe.stages):
         path: Location = ("stages", i)
         yield from _mixture(stage, path, recipe.data)
@@ -126,17 +125,16 @@ def _stages(recipe: Recipe) -> Iterator[Problem]:
             yield (*path, "lora"), f"trains adapters of the language model: add language to train, got {trained}"
         if stage.lora is not None and stage.bits is not None:
             yield (*path, "bits"), f"rounds weights that learn, with lora none of them do: got {stage.bits}"
-        yield from _registered("schedule", stage.schedule, stage.schedule_parameters, path, "schedule_parameters")
+        yield from _registered("schedule", stage.schedule, stage.schedule_parameters, path)
         yield from _objective(stage, path, recipe)
 
 
 def _mixture(stage: Stage, path: Location, data_sets: Mapping[str, schema.DataSet]) -> Iterator[Problem]:
     """Yield what is wrong with the data sets that a stage trains on."""
-    one, places = isinstance(stage.data, str), ((*path, "data", i, "use") for i in range(len(stage.data)))
-    used = [((*path, "data"), stage.data)] if one else list(zip(places, stage.trained_on, strict=True))
-    for place, name in used:
-        yield from _unknown(place, "data set", name, data_sets)
-    yield from _repeated("data sets of a mixture", used)
+    for i, name in enumerate(stage.trained_on):
+        place = ("data",) if isinstance(stage.data, str) else ("data", i, "use")
+        yield from _unknown((*path, *place), "data set", name, data_sets)
+    yield from _repeated("data sets of a mixture", (*path, "data"), stage.trained_on, "use")
     templates = {data_sets[name].template for name in stage.trained_on if name in data_sets}
     if len(templates) > 1:  # the student is saved with one
         names = ", ".join(sorted(template or "the model's own" for template in templates))
@@ -148,7 +146,7 @@ def _mixer(stage: Stage, path: Location, *, has_teacher: bool) -> Iterator[Probl
     if (mixer := stage.mixer) is None:
         return
     by = mixer.by
-    yield from _registered("mixer", by, mixer.parameters, path, field="by")
+    yield from _registered("mixer", by, mixer.parameters, path)
     if not has_teacher:
         yield (*path, "by"), f"the recipe has no teacher to compare the student with, got {by!r}"
     if stage.steps and mixer.rounds > stage.steps:
@@ -158,9 +156,8 @@ def _mixer(stage: Stage, path: Location, *, has_teacher: bool) -> Iterator[Probl
     of_sets = registry.signature("mixer", by).of_sets
     given = {key for key, field in schema.Mixer.model_fields.items() if getattr(mixer, key) != field.default}
     what, unused = ("sets weights", MIXER_OF_ROWS) if of_sets else ("chooses rows", MIXER_OF_SETS)
-    yield from (
-        ((*path, key), f"{by} {what}: leave it out, got {getattr(mixer, key)}") for key in unused if key in given
-    )
+    for key in [key for key in unused if key in given]:
+        yield (*path, key), f"{by} {what}: leave it out, got {getattr(mixer, key)}"
     if of_sets and isinstance(stage.data, str):
         yield (*path, "by"), f"{by} {what}: the stage needs a mixture, got data {stage.data!r}"
     if not of_sets and given.isdisjoint(("candidates", "variants", "again")):
@@ -196,9 +193,8 @@ def _validation(stage: Stage, path: Location, before: Sequence[Stage], data_sets
 
 def _validation_figures(stage: Stage) -> list[str]:
     """Return the names of the figures of a stage's validation."""
-    taught = any(_needs_teacher(stage.readings, term.of, term.to) for term in stage.objective)
     of_data = [term.name for term in stage.objective if term.answers != "own"]  # it asks for no own answers
-    names = ["loss", "exact_match", *["agreement"] * taught, *(f"loss/{name}" for name in of_data)]
+    names = ["loss", "exact_match", *["agreement"] * stage.needs_teacher, *(f"loss/{name}" for name in of_data)]
     return [VALIDATION + name for name in names]
 
 
@@ -210,19 +206,14 @@ def _figure(path: Location, name: str | None, known: Sequence[str]) -> Iterator[
         yield from _unknown(path, "figure", name, known)
 
 
-def _read(term: Term, known: Paths) -> list[PathSpec]:
-    """Return the paths through models that a term reads: those that it compares, and those that its loss or score names."""
-    return [path for name in sorted(term.paths) for path in through(name, known).values()]
-
-
 def _needs_teacher(known: Paths, *sides: str) -> bool:
     return any(not path.models.issubset(LEARNING) for side in sides for path in through(side, known).values())
 
 
 def _objective(stage: Stage, path: Location, recipe: Recipe) -> Iterator[Problem]:
     terms: list[tuple[Location, Term]] = [((*path, "objective", i), term) for i, term in enumerate(stage.objective)]
-    yield from _repeated("terms", [((*place, "name"), term.name) for place, term in terms])
-    yield from _repeated("trained parts", [((*path, "train"), part) for part in stage.train])
+    yield from _repeated("terms", (*path, "objective"), [term.name for term in stage.objective], "name")
+    yield from (((*path, "train"), twice) for _, twice in _repeated("trained parts", (), stage.train))
     for part, scale in stage.lr_scale.items():
         place = (*path, "lr_scale", part)
         if scale == 0 and part in stage.train:
@@ -231,7 +222,7 @@ def _objective(stage: Stage, path: Location, recipe: Recipe) -> Iterator[Problem
             yield place, f"the stage does not train it, got {part!r} (trained: {', '.join(stage.train)})"
     known = recipe.known_paths
     yield from _answers(stage, path, terms, known)
-    mixed = any(of.images == "mixed" for term in stage.objective for of in _read(term, known))
+    mixed = any(path.images == "mixed" for path in stage.readings.values())
     if mixed and 1 in (stage.batch, stage.micro_batch):
         yield (*path, "micro_batch"), "an image is mixed with another one of its micro-batch, got 1"
     for place, term in terms:
@@ -325,7 +316,7 @@ def _sides(term: Term, path: Location, train: Sequence[str], recipe: Recipe) -> 
             yield (*path, key), f"a mean of paths has logits alone, {term.loss} reads {more}, got {side!r}"
         if side in known and known[side].by == "loss" and term.on in ("image", "rejected"):
             yield (*path, "on"), f"{side} weighs paths by their loss on the answers, got {term.on!r}"
-    read = _read(term, known)
+    read = [made for name in term.paths for made in through(name, known).values()]
     if len({made.prompt for made in read}) > 1 and term.on != "answer":
         yield (*path, "on"), f"paths with other prompts are compared at the answers alone, got {term.on!r}"
     if to == "labels" and any(made.images == "mixed" for made in read):
@@ -349,7 +340,7 @@ def _focus(term: Term, path: Location, recipe: Recipe) -> Iterator[Problem]:
     """Yield what is wrong with the focus of a term: its score, and what its loss and its score read."""
     if (focus := term.focus) is None:
         return
-    yield from _registered("focus", focus.by, focus.parameters, path, field="by")
+    yield from _registered("focus", focus.by, focus.parameters, path)
     reads = [kind for _, kind in term.signature.reads if kind != "logits"]
     if term.signature.of_preferences or "teacher_rows" in term.signature.positional:
         reads = ["pairs" if term.signature.of_preferences else "matches"]
@@ -411,13 +402,6 @@ def _checkpoints(recipe: Recipe) -> Iterator[Problem]:
         yield from _unknown(path, "figure", best, figures)
 
 
-def _trackers(recipe: Recipe) -> Iterator[Problem]:
-    names: list[tuple[Location, str]] = [(("trackers", i), name) for i, name in enumerate(recipe.trackers)]
-    yield from _repeated("trackers", names)
-    for path, name in names:
-        yield from _unknown(path, "tracker", name, registry.TRACKERS)
-
-
 def _evaluation(recipe: Recipe) -> Iterator[Problem]:
     if recipe.evaluation is None:
         return
@@ -437,8 +421,7 @@ def check_evaluation(evaluation: schema.Evaluation) -> Iterator[Problem]:
         yield ("items",), "missing: the playground has no fixed number of questions"
     if world == "playground" and items == 1:
         yield ("items",), "the playground asks at least 2 questions (MME's come in pairs), got 1"
-    names: list[tuple[Location, str]] = [(("benchmarks", i), name) for i, name in enumerate(evaluation.benchmarks)]
-    yield from _repeated("benchmarks", names)
+    yield from _repeated("benchmarks", ("benchmarks",), evaluation.benchmarks)
     if folder is not None and not isdir(folder):
         yield ("tasks_path",), f"no such folder, got {folder!r}"
     rows = [name for name in evaluation.benchmarks if name in ROW_METRICS]
@@ -448,7 +431,8 @@ def check_evaluation(evaluation: schema.Evaluation) -> Iterator[Problem]:
             yield ("data",), "no benchmark asks its rows: name rows.exact, rows.anls ..."
     elif rows:
         yield ("data",), f"missing: {rows[0]} asks its rows"
-    for path, name in names:
+    for i, name in enumerate(evaluation.benchmarks):
+        path = ("benchmarks", i)
         if problem := refusal(name, folder):
             yield path, problem
         elif name in ROW_METRICS:
@@ -461,27 +445,14 @@ def check_evaluation(evaluation: schema.Evaluation) -> Iterator[Problem]:
             yield path, f"the playground has no questions for it, got {name!r} (with world: hub it can be asked)"
 
 
-def _rows(recipe: Recipe) -> Iterator[Problem]:
-    for i, name in enumerate(recipe.controls):
-        yield from _unknown(("controls", i), "row", name, recipe.rows)
-    for row, spec in recipe.rows.items():
-        for name in spec.paper:
-            yield from _unknown(("rows", row, "paper", name), "benchmark", name, [*BENCHMARKS, AVERAGE])
-
-
-def _registered(
-    kind: registry.Kind,
-    name: str,
-    given: Mapping[str, Any],
-    path: Location,
-    parameters: str = "parameters",
-    field: str = "",
-) -> Iterator[Problem]:
+def _registered(kind: registry.Kind, name: str, given: Mapping[str, Any], path: Location) -> Iterator[Problem]:
     """Yield an unknown loss, source or schedule, or what is wrong with its `given` parameters, by its signature's keywords."""
-    yield from _unknown((*path, field or kind), kind, name, registry.REGISTRIES[kind])
+    field = "by" if kind in ("focus", "mixer") else kind
+    yield from _unknown((*path, field), kind, name, registry.REGISTRIES[kind])
     if name not in registry.REGISTRIES[kind]:
         return
-    keywords, path = registry.signature(kind, name).keywords, (*path, parameters)
+    keywords = registry.signature(kind, name).keywords
+    path = (*path, "schedule_parameters" if kind == "schedule" else "parameters")
     for key in given:
         if key not in keywords:
             yield (*path, key), f"{name} takes no such parameter, got {key!r}{did_you_mean(key, keywords)}"
@@ -499,10 +470,11 @@ def _registered(
                 yield (*path, key), misfit(error.errors(include_url=False))
 
 
-def _repeated(what: str, names: Sequence[tuple[Location, str]]) -> Iterator[Problem]:
-    for i, (path, name) in enumerate(names):
-        if any(name == earlier for _, earlier in names[:i]):
-            yield path, f"{what} need different names, got {name!r} twice"
+def _repeated(what: str, path: Location, names: Sequence[str], *field: Step) -> Iterator[Problem]:
+    """Yield each name of a list at `path` that an earlier item has; `field` of an item holds it."""
+    for i, name in enumerate(names):
+        if name in names[:i]:
+            yield (*path, i, *field), f"{what} need different names, got {name!r} twice"
 
 
 def _unknown(path: Location, what: str, name: Any, known: Iterable[str]) -> Iterator[Problem]:

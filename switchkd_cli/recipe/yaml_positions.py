@@ -149,11 +149,6 @@ def listed(value: Any) -> list[Any]:
     return value if isinstance(value, list) else []
 
 
-def mappings(value: Any) -> list[tuple[int, Mapping[str, Any]]]:
-    """Return the mappings in a list, with their indices; none for anything but a list."""
-    return [(i, item) for i, item in enumerate(listed(value)) if isinstance(item, Mapping)]
-
-
 def _plain(node: yaml.Node, file: str, problems: list[str]) -> Any:
     """Return the value of a node; what can't be read is left out, or None, and told in `problems`."""
     place = _place(node, file)

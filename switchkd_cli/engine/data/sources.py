@@ -20,7 +20,6 @@ from zipfile import BadZipFile
 
 import numpy as np
 import pyarrow
-from pydantic import PositiveInt
 from torch.utils.data import ConcatDataset
 
 from switchkd_cli.engine.batch import Unusable
@@ -32,6 +31,7 @@ from switchkd_cli.errors import UserError
 from switchkd_cli.files.atomic import atomic_file, atomic_folder, hold
 from switchkd_cli.files.hashes import cache_home, content, short_hash
 from switchkd_cli.playground.training_rows import write_rows
+from switchkd_cli.ranges import PositiveInt
 from switchkd_cli.recipe.named_files import data_files
 from switchkd_cli.recipe.run import digest
 

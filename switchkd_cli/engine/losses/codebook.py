@@ -3,13 +3,12 @@
 from collections.abc import Mapping
 
 import torch
-from pydantic import PositiveInt
 from torch import Tensor
 from torch.nn.functional import normalize, one_hot
 
 from switchkd_cli.engine.losses.ops.state import State, ema, updated_by
 from switchkd_cli.engine.losses.ops.vocabulary import at_least_float32, kl
-from switchkd_cli.ranges import Positive, Share
+from switchkd_cli.ranges import Positive, PositiveInt, Share
 
 
 def _moved(

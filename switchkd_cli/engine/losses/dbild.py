@@ -7,14 +7,13 @@ from functools import partial
 from typing import Annotated, Literal
 
 import torch
-from pydantic import PositiveInt
 from torch import Tensor
 
 from switchkd_cli.engine.losses.ops.knee import TopKAtKnee
 from switchkd_cli.engine.losses.ops.leaders import at_knees_of, sum_over_leaders
 from switchkd_cli.engine.losses.ops.pairwise_kl import pairwise_kl
 from switchkd_cli.engine.losses.ops.vocabulary import FLOOR, kl, nan_where_broken
-from switchkd_cli.ranges import Positive, above
+from switchkd_cli.ranges import Positive, PositiveInt, above
 
 
 @at_knees_of("teacher", "student")

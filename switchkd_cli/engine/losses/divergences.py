@@ -12,13 +12,12 @@ from collections.abc import Mapping
 from typing import Annotated, Any
 
 import torch
-from pydantic import PositiveInt
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from switchkd_cli.engine.losses.ops.state import State, ema, updated_by
 from switchkd_cli.engine.losses.ops.vocabulary import FLOOR, kl, log_probabilities, mix, without_padding
-from switchkd_cli.ranges import Fraction, NotNegative, Positive, Share, above
+from switchkd_cli.ranges import Fraction, NotNegative, Positive, PositiveInt, Share, above
 
 
 def forward_kl(teacher_logits: Tensor, student_logits: Tensor, *, temperature: Positive = 1.0) -> Tensor:

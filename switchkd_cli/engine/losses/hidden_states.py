@@ -1,12 +1,11 @@
 """Hidden states in front of the head, the student's in the teacher's width: position against position, within one example."""
 
 import torch
-from pydantic import PositiveInt
 from torch import Tensor, nn
 
 from switchkd_cli.engine.losses.ops.positions import group_by_row
 from switchkd_cli.engine.losses.ops.vocabulary import FLOOR, at_least_float32, kl
-from switchkd_cli.ranges import NotNegative, Positive
+from switchkd_cli.ranges import NotNegative, Positive, PositiveInt
 
 TINY = 1e-6  # of the largest singular value: what is smaller is no direction
 

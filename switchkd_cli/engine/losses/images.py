@@ -3,11 +3,10 @@
 from typing import Annotated
 
 import torch
-from pydantic import PositiveInt
 from torch import Tensor, nn
 
 from switchkd_cli.engine.losses.ops.vocabulary import at_least_float32
-from switchkd_cli.ranges import Share, above
+from switchkd_cli.ranges import PositiveInt, Share, above
 
 
 def feature_mse(teacher_features: Tensor, student_features: Tensor) -> Tensor:

@@ -1,13 +1,10 @@
 """The order of ids in place of their probabilities: Plackett-Luce distillation (PLD, 2506.12542), partial ranking (CPRD, 2407.07479)."""
 
-from typing import Annotated
-
 import torch
-from pydantic import Field
 from torch import Tensor
 
 from switchkd_cli.engine.losses.ops.vocabulary import without_padding
-from switchkd_cli.ranges import Positive
+from switchkd_cli.ranges import Positive, TwoOrMore
 
 
 def plackett_luce(
@@ -26,7 +23,7 @@ def plackett_luce(
     return torch.where(targets >= 0, (weights * _choices(student.gather(-1, order))).sum(-1), 0.0)
 
 
-def partial_ranking(teacher_logits: Tensor, student_logits: Tensor, *, k: Annotated[int, Field(ge=2)] = 8) -> Tensor:
+def partial_ranking(teacher_logits: Tensor, student_logits: Tensor, *, k: TwoOrMore = 8) -> Tensor:
     """Return how unlikely the teacher's order of the student's top k ids is to the student, for each row [N, V], [N].
 
     The mean, over all of these but the last, of -log p_S(i | those ranked i-th or later), in nats: only the order of ids

@@ -1,12 +1,11 @@
 """Sinkhorn distance between the teacher's and the student's predictions of one example (SinKD, 2402.17110)."""
 
 import torch
-from pydantic import PositiveInt
 from torch import Tensor
 
 from switchkd_cli.engine.losses.ops.positions import group_by_row
 from switchkd_cli.engine.losses.ops.vocabulary import FLOOR, without_padding
-from switchkd_cli.ranges import Positive
+from switchkd_cli.ranges import Positive, PositiveInt
 
 
 def sinkhorn(

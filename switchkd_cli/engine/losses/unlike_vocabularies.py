@@ -7,14 +7,13 @@ probabilities onto the teacher's vocabulary (X-Token's P-KL, 2605.21699). Approx
 from typing import Literal
 
 import torch
-from pydantic import PositiveInt
 from torch import Tensor
 from torch.nn.functional import pad
 
 from switchkd_cli.engine.losses.cross_entropy import cross_entropy
 from switchkd_cli.engine.losses.ops.positions import first_positions, sum_over_spans
 from switchkd_cli.engine.losses.ops.vocabulary import at_least_float32, kl
-from switchkd_cli.ranges import Positive
+from switchkd_cli.ranges import Positive, PositiveInt
 
 
 def uld(

@@ -8,7 +8,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from switchkd_cli import registry
 from switchkd_cli.engine.batch import PREFERRED, Batch, ImageInput
 from switchkd_cli.engine.lm_head import positions
 from switchkd_cli.engine.losses.cross_entropy import cross_entropy
@@ -38,7 +37,7 @@ def check_images(stages: Sequence[Stage], has_images: Mapping[str, bool]) -> Non
     for stage in (stage for stage in stages if not any(has_images.get(name, True) for name in stage.trained_on)):
         parts = [part for part in stage.train if part != "language"]
         # without an image there is nothing to compare of what an image gives
-        of_images = {t.name for t in stage.objective if registry.signature("loss", t.loss).of_images}
+        of_images = {t.name for t in stage.objective if t.signature.of_images}
         across = {name for name, path in stage.readings.items() if len(path.models) > 1 or path.images != "given"}
         needing_image = [t for t in stage.objective if t.on == "image" or t.name in of_images or across & t.paths]
         terms = [term.name for term in needing_image if term.weight]
