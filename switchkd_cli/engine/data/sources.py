@@ -24,7 +24,7 @@ from torch.utils.data import ConcatDataset
 
 from switchkd_cli.engine.batch import Unusable
 from switchkd_cli.engine.data.row_files import JsonFile, NotRows, ParquetFile, scan, shard_row
-from switchkd_cli.engine.data.rows import Row, Rows, Survey, survey_rows
+from switchkd_cli.engine.data.rows import PAIRED, Row, Rows, Survey, survey_rows
 from switchkd_cli.engine.data.turns import Form, form, llava_row
 from switchkd_cli.engine.hub import as_user_error
 from switchkd_cli.errors import UserError
@@ -139,7 +139,10 @@ def playground(
     folder = cache / "playground" / f"{written}-{split}-{pictures}x{turns}-{seed}"
     file = write_rows(folder, kind=written, split=split, pictures=pictures, turns=turns, seed=seed)
     rows = llava_json(cache, file=str(file), images=str(file.parent), turns="independent")
-    return replace(rows, parse=_preference) if kind == "preferences" else rows
+    if kind != "preferences":
+        return rows
+    surveyed = replace(rows.survey, notes={**rows.survey.notes, PAIRED: len(rows)})
+    return replace(rows, parse=_preference, surveyed=surveyed)
 
 
 def _preference(value: object) -> Row:
