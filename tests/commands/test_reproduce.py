@@ -10,7 +10,7 @@ import pytest
 from switchkd_cli.recipe.load import load_many
 from switchkd_cli.scheduler.pool import unique_jobs
 
-NOT_THE_PAPERS = {"mechanisms", "quickstart", "unlike-encoder", "unlike-tokenizer"}
+NOT_THE_PAPERS = {"equal-compute", "mechanisms", "quickstart", "unlike-encoder", "unlike-tokenizer"}
 ROOT = Path(__file__).resolve().parents[2]
 SWITCHKD = """\
 #!/bin/sh

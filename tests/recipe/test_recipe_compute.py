@@ -1,4 +1,4 @@
-"""SFT "at Switch-KD's compute": its epochs are those that cost what the row beside it costs, as docs/recipes.md says."""
+"""Rows at equal compute: their epochs or steps take the operations of the row that they stand next to, as docs/recipes.md says."""
 
 from functools import cache
 from pathlib import Path
@@ -7,7 +7,9 @@ import pytest
 
 from switchkd_cli.engine.cost.flops import forward, step
 from switchkd_cli.engine.cost.model_facts import _published_model
+from switchkd_cli.engine.cost.run_estimate import estimate_run
 from switchkd_cli.engine.cost.workload import Computation, MicroBatch
+from switchkd_cli.planning.estimate import planned_machine
 from switchkd_cli.recipe.load import load_rows
 from switchkd_cli.recipe.schema import Checkpoint
 
@@ -28,6 +30,13 @@ CASES = [
     ("methods/bits", "sft-compute", "switch-kd"),
     ("methods/mixers", "kd-compute", "deltaprompts"),
 ]
+LONG = ["switch-kd", "vsd", "align", "sft", "sft-frozen"]
+IN_PLAYGROUND = {  # there in steps; own answers are left out, as the plan counts them with `max_tokens`
+    "quickstart": ["switch-kd", "sft-compute"],
+    "mechanisms": ["switch-kd", "switch-focused", "reverse-and-switch", "sft-compute"],
+    "equal_compute": LONG,
+    "equal_compute, at SFT's": [f"{row}-short" for row in LONG],
+}
 
 
 @cache
@@ -64,6 +73,15 @@ def test_every_control_of_this_kind_is_compared():
         (file.relative_to(RECIPES).with_suffix("").as_posix(), run.row)
         for file in (*RECIPES.glob("*.yaml"), *RECIPES.glob("methods/*.yaml"))
         for run in load_rows(file)
-        if run.row.endswith("compute") and run.config.evaluation.world != "playground"  # there in steps, as measured
+        if run.row.endswith("compute") and run.config.evaluation.world != "playground"
     }
     assert named == {(recipe, control) for recipe, control, _ in CASES}
+
+
+@pytest.mark.parametrize("recipe", IN_PLAYGROUND)
+def test_rows_in_the_playground_take_equal_operations_after_the_first_stage(recipe, tmp_path):
+    machine = planned_machine(None, "fp32")
+    runs = load_rows(RECIPES / f"{recipe.partition(',')[0]}.yaml", IN_PLAYGROUND[recipe])
+    plans = {run.row: estimate_run(run, machine, tmp_path, {}).stages[1:] for run in runs}
+    costs = {row: sum(stage.flops * stage.steps for stage in stages) for row, stages in plans.items()}
+    assert costs == {row: pytest.approx(costs[runs[0].row], rel=0.01) for row in IN_PLAYGROUND[recipe]}
