@@ -17,7 +17,7 @@ def above(other: str, *, or_equal: bool = False) -> AfterValidator:
     """Return a lower bound: the value of another parameter of the same function."""
 
     def bounded(value: float, info: ValidationInfo) -> float:
-        least = info.context[other]  # the function's parameters by name
+        least = (info.context or {}).get(other)  # of all parameters by name
         if isinstance(least, int | float) and (value < least or (value == least and not or_equal)):
             raise PydanticCustomError("above", f"must be {'at least' if or_equal else 'above'} {other} ({least})")
         return value

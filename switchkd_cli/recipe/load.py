@@ -244,8 +244,8 @@ class World(Strict):
             return known.get(name)
 
         recipe = Recipe.as_far_as_it_fits(data)
-        for (model, spec), key in product(recipe.models.items(), NAMED):
-            name = getattr(spec, key, None)
+        for (model, parts_of), key in product(recipe.models.items(), NAMED):
+            name = getattr(parts_of, key, None)
             if not isinstance(name, str) or not name or name.startswith(f"{self.name}:"):
                 continue
             if stand_in := find(name, self.models, *model.split("."), key):

@@ -456,7 +456,7 @@ def _registered(kind: registry.Kind, name: str, given: Mapping[str, Any], path: 
     for key in given:
         if key not in keywords:
             yield (*path, key), f"{name} takes no such parameter, got {key!r}{did_you_mean(key, keywords)}"
-    values = {key: parameter.default for key, parameter in keywords.items()} | given
+    values = {**{key: parameter.default for key, parameter in keywords.items()}, **given}
     for key, parameter in keywords.items():
         value = values[key]
         if value is parameter.empty:

@@ -14,7 +14,13 @@ from switchkd_cli.scheduler import launch
 from switchkd_cli.scheduler.run_options import RunOptions
 from tests.support.shipped_recipes import FILES, PLAYGROUND, RECIPES, made_by_others, widened, write_few_rows
 
-IN_PLAYGROUND = ("equal_compute.yaml", "mechanisms.yaml", "quickstart.yaml", "unlike_encoder.yaml", "unlike_tokenizer.yaml")
+IN_PLAYGROUND = (
+    "equal_compute.yaml",
+    "mechanisms.yaml",
+    "quickstart.yaml",
+    "unlike_encoder.yaml",
+    "unlike_tokenizer.yaml",
+)
 METHODS = [file for file in FILES if file.parent.name == "methods"]
 PAPER = [file for file in FILES if file.parent == RECIPES and file.name not in IN_PLAYGROUND]
 PAPER += [file for file in METHODS if file.name == "losses.yaml"]
