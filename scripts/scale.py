@@ -20,10 +20,10 @@ from PIL import Image
 from transformers import SiglipImageProcessor
 
 from switchkd_cli.engine.cost import model_facts
+from switchkd_cli.engine.cost.run_estimate import estimate_run
 from switchkd_cli.planning.estimate import Machine, StageEstimate
 from switchkd_cli.recipe.load import load
 from switchkd_cli.report.figures import style
-from switchkd_cli.scheduler import launch
 
 ROOT = Path(__file__).parents[1]
 PAGE, FIGURE = ROOT / "docs" / "scale.md", ROOT / "docs" / "scale.svg"
@@ -52,7 +52,7 @@ def point(gpus: int, rows: int | None, batch: int | None) -> Point:
     if rows:
         changes += [f"stages.distill.steps={rows // (batch or 128)}", "stages.distill.epochs=null"]
     machine = Machine(gpus=gpus)
-    stages = launch.estimate(load(TABLE_1, None, changes), machine, NOWHERE, {}).stages
+    stages = estimate_run(load(TABLE_1, None, changes), machine, NOWHERE, {}).stages
     hours = sum(stage.hours or 0.0 for stage in stages)
     longest = max(stages, key=lambda stage: stage.hours or 0.0)
     return Point(gpus, hours, hours * gpus * machine.price, longest.bound)
@@ -163,7 +163,7 @@ def planned(printed: Printed) -> StageEstimate:
     changes += [f"stages.{stage}.activation_checkpointing=[student]" for stage in ("pretrain", "distill")]
     changes += ["stages.distill.micro_batch=16", "checkpoints.every_minutes=null"]
     machine = Machine(gpus=printed.gpus, zero=printed.zero, **A100)
-    return launch.estimate(load(TABLE_1, "sft-frozen", changes), machine, NOWHERE, {}).stages[printed.stage]
+    return estimate_run(load(TABLE_1, "sft-frozen", changes), machine, NOWHERE, {}).stages[printed.stage]
 
 
 def table_of_printed() -> str:

@@ -15,9 +15,11 @@ import base64
 import html
 import io
 from collections.abc import Iterator, Sequence
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
+from switchkd_cli import registry
 from switchkd_cli.commands import compare as comparing
 from switchkd_cli.commands import evaluate as evaluation
 from switchkd_cli.commands import train as training
@@ -123,7 +125,9 @@ def examples(recipe: PathLike, *changes: str, data: str, count: int = 4, **optio
     (run,) = load_rows(find(str(recipe)), [asked.row], asked.changes(changes), asked.seed, asked.world)
     if data not in run.config.data:
         raise UserError(f"data: {recipe} has none of this name, got {data!r}{did_you_mean(data, run.config.data)}")
-    found = launch.examples(run.config.data[data], asked.out.absolute(), count)
+    spec = run.config.data[data]
+    rows = registry.resolve("source", spec.source)(asked.out.absolute(), **spec.parameters)
+    found = islice(launch.engine("data.image").usable_rows(rows), count)
     return ShownRows(ShownRow(images, row.exchanges) for row, images in found)
 
 

@@ -14,6 +14,7 @@ import pytest
 
 from switchkd_cli import registry
 from switchkd_cli.engine.build import check_model
+from switchkd_cli.engine.cost.run_estimate import estimate_run
 from switchkd_cli.errors import UserError
 from switchkd_cli.planning.estimate import planned_machine
 from switchkd_cli.recipe import named_files
@@ -90,7 +91,7 @@ def test_a_score_of_positions(here, monkeypatch):
 
 def test_a_loss_is_planned(here, loss):
     run = load(tiny_run.write(here, distill={"objective": [tiny_run.CE, loss]}))
-    plan = launch.estimate(run, planned_machine(None, "fp32"), here / "runs", {})
+    plan = estimate_run(run, planned_machine(None, "fp32"), here / "runs", {})
     assert plan.stages[1].flops > plan.stages[0].flops > 0
 
 
@@ -119,7 +120,7 @@ def test_a_mixer(here, monkeypatch):
     rounds = [line for line in metrics if line.get("event") == "round"]
     assert [line["scored"] for line in rounds] == [8, 8]
     assert all(line["score"] > line["score/all"] for line in rounds)  # of the negative losses, the highest
-    plans = [launch.estimate(each, planned_machine(None, "fp32"), here / "elsewhere", {}) for each in (run, plain(run))]
+    plans = [estimate_run(each, planned_machine(None, "fp32"), here / "elsewhere", {}) for each in (run, plain(run))]
     with_mixer, without = (plan.stages[1].flops for plan in plans)
     assert with_mixer > 1.3 * without and any(
         "its mixer reads up to 8 rows a step" in note for note in plans[0].stages[1].notes
@@ -176,7 +177,7 @@ def test_a_model_family(here, monkeypatch):
     assert [line["stage"] for line in metrics if "loss/ce" in line] == ["pretrain"] * 3 + ["distill"] * 2
     card = (here / "runs" / "tiny" / "switch-kd" / "seed0" / "model" / "README.md").read_text()
     assert "of the `toy` family" in card
-    plan = launch.estimate(run, planned_machine(None, "fp32"), here / "elsewhere", {})
+    plan = estimate_run(run, planned_machine(None, "fp32"), here / "elsewhere", {})
     assert plan.stages[1].flops > plan.stages[0].flops > 0
     with pytest.raises(UserError, match="is no toy"):
         tiny.model().save(here / "llava")
@@ -207,7 +208,12 @@ ADDED = Runtime(lambda model: (), write, "run .", low={2: "two"})
 def test_a_runtime(here, monkeypatch):
     (here / "added_runtime.py").write_text(RUNTIME)
     monkeypatch.setitem(registry.RUNTIMES, "added", "added_runtime:ADDED")
-    assert launch.export("playground:teacher-small", "added", here / "out", 2, square_images=False) == []
+    assert (
+        launch.engine("export.runtimes").export(
+            "playground:teacher-small", "added", here / "out", 2, square_images=False
+        )
+        == []
+    )
     assert (here / "out" / "weights.bin").read_bytes() == b"\2"
     assert "run ." in (here / "out" / "README.md").read_text()
 

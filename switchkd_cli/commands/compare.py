@@ -25,19 +25,21 @@ if TYPE_CHECKING:
 def compare(options: CompareOptions) -> None:
     if options.report is not None:
         return _report(options.names or [], options, options.report)
-    from switchkd_cli.report.show import chosen_format, print_comparison, unwritable
+    from switchkd_cli.report.show import chosen_format, output, unwritable
+    from switchkd_cli.report.tables.comparison import comparison
 
     form = chosen_format(options.form, options.out_file)
     if options.demo is not None and (problems := list(unwritable("--demo", options.demo))):
         raise UserError(problems)
     scored, teacher, controls = compared(options)
-    print_comparison(scored, teacher, form, options.out_file, controls=controls, against=options.against)
+    document = comparison(scored, teacher, controls=controls, against=options.against)
+    output(document, form, options.out_file)
     if options.out_file is not None:
         console.say(f"file: {options.out_file}")
     if options.figures is not None:
         from switchkd_cli.report.figures.draw import draw
 
-        for drawn in draw(scored, teacher, launch.figure_data, options.figures):
+        for drawn in draw(scored, teacher, partial(launch.engine, "figure_data"), options.figures):
             console.say(str(drawn))
     if options.demo is not None:
         _demo(scored, teacher, options.demo, options.out, controls=controls, against=options.against)
@@ -68,9 +70,7 @@ def with_scores(found: Sequence[RunFolder], root: Path) -> tuple[list[ScoredRun]
     if not folders:
         raise UserError(f"{root}: no finished run with scores", hint="switchkd distill recipes/quickstart.yaml")
     trained = [folder.run() for folder in folders if folder.record.exists()]
-    same_teacher = len({run.teacher_key for run in trained}) == 1
-    teacher = launch.known_teacher_results(trained[0], root) if same_teacher else None
-    return [read(folder) for folder in folders], teacher
+    return [read(folder) for folder in folders], run_folder.teacher_scores(root, trained)
 
 
 def _demo(scored: Sequence[ScoredRun], teacher: Any, file: Path, root: Path, **base: Any) -> None:
@@ -80,7 +80,11 @@ def _demo(scored: Sequence[ScoredRun], teacher: Any, file: Path, root: Path, **b
     if run is None or run.config.evaluation is None:
         raise UserError("--demo: name a finished run too: its recipe says where the images of the questions are")
     of_teacher = RunFolder(run_folder.evaluation(root, run.teacher_key).path / "teacher")
-    images = partial(launch.question_images, run.config.evaluation, root)
+    evaluation, sets = run.config.evaluation, run_folder.sets(root)
+
+    def images(questions: Any) -> Any:
+        return launch.engine("evaluation.score_model").question_images(evaluation, sets, questions)
+
     write_demo(file, scored, teacher, of_teacher.answers, images, **base)
     console.say(f"demo: {file}")
 
@@ -98,7 +102,7 @@ def _report(names: Sequence[str], options: CompareOptions, folder: Path) -> None
     from switchkd_cli.report.reproduction.write import write_report
 
     files = [find(name) for name in names]
-    for line in write_report(files, options.world, options.out, folder, launch.figure_data):
+    for line in write_report(files, options.world, options.out, folder, partial(launch.engine, "figure_data")):
         console.say(line)
 
 

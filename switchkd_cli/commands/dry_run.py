@@ -50,8 +50,9 @@ def show_plans(
         if same is run:
             stages = [(stage.data_sets, stage.validation) for stage in run.config.stages]
             about = run.config.data, run.config.evaluation, stages
+            estimate_run = launch.engine("cost.run_estimate").estimate_run
             try:
-                estimates.append(launch.estimate(run, machine, root, planned, look=about not in looked_at))
+                estimates.append(estimate_run(run, machine, root, planned, look=about not in looked_at))
             except plan.Misfit as misfit:
                 show_pair(misfit.facts)
                 raise

@@ -5,7 +5,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from switchkd_cli.benchmarks import OWN_ROWS, ROW_METRICS, TEN, refusal
+from switchkd_cli.benchmarks import BENCHMARKS, OWN_ROWS, ROW_METRICS, TEN, head, refusal, with_accuracies
 from switchkd_cli.commands.options import EvalOptions, comma_separated
 from switchkd_cli.errors import UserError, did_you_mean
 from switchkd_cli.files.atomic import write_json, write_json_lines
@@ -58,20 +58,36 @@ def evaluate(options: EvalOptions) -> RunFolder:
     launch.say_needs([checked])
     path = locate(str(folder.model if folder else options.model))
     inputs = Fingerprints()
-    how = {"engine": options.engine, "bits": options.bits}
+    how: dict[str, Any] = {"engine": options.engine, "bits": options.bits}
     unusual = [how] * (how != {"engine": EvalOptions.engine, "bits": EvalOptions.bits})
     key = digest(path, inputs.named(path), question, *inputs.evaluation(checked).values(), *unusual)
-    results, where = launch.evaluate(path, options.out, key, {**question, **how, "allow_pickle": options.allow_pickle})
+    shared = run_folder.evaluation(options.out, key)
+    with shared.build() as partial:
+        if partial is None:
+            console.say(f"evaluated before, reused: same model, byte by byte, and questions ({shared.path})")
+        else:
+            how |= {"sets": run_folder.sets(options.out), "allow_pickle": options.allow_pickle}
+            results = launch.engine("evaluation.score_model").evaluate(path, folder=partial, **question, **how)
+            write_json(partial / "results.json", results)
+    results = run_folder.scores(shared)
     for note in results.get("notes", ()):
         console.say(f"note: {note}")
     from switchkd_cli.report.tables.footnotes import faults
 
-    return _show(options.model or str(folder and folder.path), results, faults({"this model": [results]}), where)
+    return show_scores(
+        options.model or str(folder and folder.path), results, faults({"this model": [results]}), shared.path
+    )
 
 
-def _show(title: str, results: dict[str, Any], notes: Iterable[str], where: Path) -> RunFolder:
-    """Print a model's scores and notes on them, and return the folder that holds them."""
-    console.show_scores(title, results)
+def show_scores(title: str, results: dict[str, Any], notes: Iterable[str], where: Path) -> RunFolder:
+    """Print a model's scores, one benchmark per line, and notes on them, and return the folder that holds them."""
+    rows, scored = [], results["scores"]
+    for name, score in with_accuracies(scored).items():
+        digits = BENCHMARKS[name].digits if name in scored else 1
+        about = (str(score.get(field, "")) for field in ("metric", "items"))
+        rows.append((head(name), f"{score['score']:.{digits}f}", *about))
+    console.stdout().print(f"{title} ({results.get('world', '')}, {results.get('split', '')} split)")
+    console.show_table(("benchmark", "score", "metric", "items"), rows, text=("benchmark", "metric"))
     for line in (*notes, f"files: {where}"):
         console.say(line)
     return RunFolder(where)
@@ -114,7 +130,7 @@ def _rescore(options: EvalOptions) -> RunFolder:
             for task, lines in answers.items():
                 write_json_lines(partial / "answers" / f"{task}.jsonl", lines)
             write_json(partial / "results.json", results)
-    return _show(results["model"], results, notes, shared.path)
+    return show_scores(results["model"], results, notes, shared.path)
 
 
 def finished_run(name: str) -> RunFolder | None:

@@ -1,12 +1,12 @@
 """`switchkd pretrain`, `distill` and `ablate`: train rows of recipes, score them, and print their tables."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
 from switchkd_cli.commands.dry_run import show_plans
 from switchkd_cli.commands.options import AblateOptions, TrainOptions, comma_separated
-from switchkd_cli.distributed.launch_config import cores, is_distributed, is_first
+from switchkd_cli.distributed.launch_config import LaunchConfig, cores, is_distributed, is_first
 from switchkd_cli.errors import UserError
 from switchkd_cli.planning import preflight
 from switchkd_cli.recipe.load import load_many, load_rows
@@ -17,6 +17,7 @@ from switchkd_cli.runs.claim import is_finished
 from switchkd_cli.runs.run_folder import RunFolder
 from switchkd_cli.scheduler import launch, pool
 from switchkd_cli.scheduler.pool import Failure, check_failures
+from switchkd_cli.scheduler.run_options import RunOptions
 from switchkd_cli.terminal import console
 
 
@@ -39,29 +40,7 @@ def train(options: TrainOptions, jobs: int = 1, *, leading: bool = False) -> lis
         planned = load_rows(file, [options.row], overrides, options.seed, options.world, controls=not leading)
         if leading:
             planned = [planned[0].leading()]
-    if options.dry_run:
-        show_plans(planned, [file], options, config)
-        return []
-    if config is not None:
-        pool.relaunch(planned, config)
-        return []
-    launch.prepare(planned, options)
-    if jobs > 1 and not is_distributed():
-        failures = pool.in_workers(planned, options, jobs=jobs, teachers=planned[:1], keep_going=False)
-        check_failures(failures, planned)
-    else:
-        for run in planned:
-            launch.run_one(run, options)
-    if not is_first():
-        return []
-    folders = [run_folder.folder(options.out, run) for run in planned]
-    if planned[0].config.evaluation is None:
-        console.say("\n".join(f"model: {folder.model}" for folder in folders))
-        return folders
-    from switchkd_cli.report.show import print_distillation
-
-    print_distillation(folders, launch.teacher_results(planned[0], options.out))
-    return folders
+    return _run({file: planned}, options, config, jobs=jobs, matrix=False)
 
 
 def _interrupted(name: str | None, overrides: Sequence[str], root: Path) -> RunFolder | None:
@@ -84,7 +63,7 @@ def ablate(options: AblateOptions) -> list[RunFolder]:
 
     Returns the folders of the finished runs, in the order of the tables.
     """
-    config, root, words = options.launch_config(), options.out, options.changes(options.recipes)
+    config, words = options.launch_config(), options.changes(options.recipes)
     row_names = comma_separated(options.rows)
     if row_names is not None and not row_names:
         raise UserError("--rows: names no row", hint="leave it out for all rows, or --rows switch-kd,sft")
@@ -93,43 +72,57 @@ def ablate(options: AblateOptions) -> list[RunFolder]:
     if not names:
         raise UserError("ablate: names no recipe", hint=f"switchkd ablate components {' '.join(words)}")
     tables = load_many(names, row_names, changes, options.seeds, options.seed, options.world)
+    jobs = options.jobs or (min(2, cores()) if config is None else 1)
+    return _run(tables, options, config, jobs=jobs, matrix=True)
+
+
+def _run(
+    tables: Mapping[Path, Sequence[Run]], options: RunOptions, config: LaunchConfig | None, *, jobs: int, matrix: bool
+) -> list[RunFolder]:
+    """Plan, or train and score, the runs of each recipe, then print its table. Returns the folders of the finished runs.
+
+    In a `matrix` each run is the job of a worker process, and a failure ends that run alone; else it ends the command.
+    """
     planned = [run for runs in tables.values() for run in runs]
     if options.dry_run:
         first = [run for runs in tables.values() for run in runs if run.seed == runs[0].seed]
         show_plans(first, list(tables), options, config)
-        _show_counts(planned, root)
+        if matrix:
+            _show_counts(planned, options.out)
         return []
-    if config is not None and (config.nodes > 1 or config.hostfile is not None):
-        pool.relaunch(planned, config)
-        return []
-    teachers = [run for runs in tables.values() if (run := _teacher_run(runs)) is not None]
+    in_workers = (matrix or jobs > 1) and not is_distributed()
+    launch.check(planned)
+    preflight.check_batches(planned, config.world_size if config else 1)
+    if config is not None:
+        if not in_workers or config.nodes > 1 or config.hostfile is not None:
+            _ = [run.key for run in planned]  # computed here first, so that the processes find the hashes of all files
+            launch.start_processes(config)
+            return []
+        if jobs > 1:
+            raise UserError(f"--jobs {jobs}: runs in several processes go one after another", hint="leave it out")
+    scored = [run for runs in tables.values() if (run := run_folder.teacher_run(runs)) and run.config.evaluation]
     failures: list[Failure] = []
-    if is_distributed():  # one run after another; the first failure ends the command
-        launch.prepare(planned, options)
+    if not matrix or not in_workers:
+        launch.make_room(planned, options)
+    if in_workers:
+        failures = pool.in_workers(planned, options, jobs=jobs, teachers=scored, keep_going=matrix)
+    else:
         for run in planned:
             launch.run_one(run, options)
         if not is_first():
             return []
-        for run in teachers:
-            if run.config.evaluation is not None:
-                launch.teacher_results(run, root)
-    else:
-        launch.check(planned)
-        if config is not None:
-            if (options.jobs or 1) > 1:
-                problem = f"--jobs {options.jobs}: runs in several processes go one after another"
-                raise UserError(problem, hint="leave it out")
-            preflight.check_batches(planned, config.world_size)
-        jobs = options.jobs or (min(2, cores()) if config is None else 1)
-        failures = pool.in_workers(planned, options, jobs=jobs, teachers=teachers)
-    for file, runs in tables.items():
+        for run in scored:
+            if run_folder.teacher_scores(options.out, [run]) is None:
+                console.say("scoring the teacher and the baselines")
+                launch.engine("run_stages").evaluate_teacher(run, options.out)
+    for file, runs in tables.items() if matrix or not failures else ():
         try:
-            _print_table(file, runs, root)
+            _print_table(file, runs, options.out, matrix=matrix)
         except UserError as error:
             failures.append(Failure(f"{file}: its table", error))
             failures[-1].show()
     check_failures(failures, planned)
-    return [run_folder.folder(root, run) for run in planned if is_finished(root, run)]
+    return [run_folder.folder(options.out, run) for run in planned if is_finished(options.out, run)]
 
 
 def _is_change(word: str) -> bool:
@@ -146,21 +139,19 @@ def _show_counts(runs: Sequence[Run], root: Path) -> None:
     console.say(f"runs: {len(runs)}, of them {len(keys)} different; {len(keys & finished.keys())} finished")
 
 
-def _teacher_run(planned: Sequence[Run]) -> Run | None:
-    """A run with the teacher of all rows; None when rows have several, as a table has one line for it."""
-    with_teacher = {run.teacher_key: run for run in planned if run.config.teacher is not None}
-    return [*with_teacher.values(), *planned][0] if len(with_teacher) < 2 else None
-
-
-def _print_table(file: Path, runs: Sequence[Run], root: Path) -> None:
+def _print_table(file: Path, runs: Sequence[Run], root: Path, *, matrix: bool) -> None:
     """Print the table of a recipe's finished runs. Raises UserError when they don't fit into one."""
-    from switchkd_cli.report.show import print_ablation
+    from switchkd_cli.report.results.finished_run import read
+    from switchkd_cli.report.show import publish
+    from switchkd_cli.report.tables.comparison import ablation, distillation
 
     finished = [run_folder.folder(root, run) for run in runs if is_finished(root, run)]
     if not finished or runs[0].config.evaluation is None:
-        reason = "no scores" if finished else "no finished run"
-        return console.say(f"{file}: {reason}, so no table")
-    run = _teacher_run(runs)
-    teacher = None if run is None else launch.known_teacher_results(run, root)
+        models = "\n".join(f"model: {folder.model}" for folder in finished)
+        return console.say(models or f"{file}: no finished run, so no table")
+    teacher = run_folder.teacher_scores(root, runs)
+    scored = [read(folder) for folder in finished]
+    if not matrix:
+        return publish(distillation(scored, teacher), finished[0].path)
     controls = [control.row for control in load_rows(file, [None], controls=True)[1:]]
-    print_ablation(finished, teacher, planned=runs, controls=controls)
+    publish(ablation(scored, teacher, planned=runs, controls=controls), finished[0].path.parents[1])

@@ -13,6 +13,9 @@ LineKind = Literal["teacher", "run", "gain", "baseline", "paper"]
 """What a line shows. Baselines and the paper's numbers stand under a heading of their own."""
 
 HEADINGS: dict[LineKind, str] = {"baseline": "baselines", "paper": "paper (its own benchmarks)"}
+LEVEL = 0.95  # of every interval
+UPPER = (1 + LEVEL) / 2
+POWER = 0.8  # of a minimum detectable effect
 AVERAGE_HEAD = "Avg"  # head of the column of averages
 LONGEST_WORD = 22  # characters; a column with a longer cell may wrap
 WARNING = "warning"  # first word of a note that readers must not miss

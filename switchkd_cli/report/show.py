@@ -1,17 +1,13 @@
-"""Show tables: those that end `distill`, `ablate` and `compare`, printed and written next to the results.
-
-A document's tables and notes are printed on a terminal, or written as text, Markdown, LaTeX, CSV or JSON.
-"""
+"""Show a command's document: its tables and notes on a terminal, or as text, Markdown, LaTeX, CSV or JSON."""
 
 import io
 import json
 import sys
 import textwrap
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import asdict
 from io import TextIOWrapper
 from pathlib import Path
-from typing import Any
 
 import rich.table
 from rich import box
@@ -21,12 +17,8 @@ from rich.text import Text
 
 from switchkd_cli.errors import UserError, did_you_mean
 from switchkd_cli.files.atomic import write_text
-from switchkd_cli.recipe.run import Run
 from switchkd_cli.report.document import WARNING, Cell, Document, Interval, Number, Probability, Table, are_words, words
 from switchkd_cli.report.formats.markup import to_latex, to_markdown
-from switchkd_cli.report.results.finished_run import ScoredRun, TeacherScores, read
-from switchkd_cli.report.tables.comparison import ablation, comparison, distillation
-from switchkd_cli.runs.run_folder import RunFolder
 from switchkd_cli.terminal.console import stdout
 
 NAME = "table.json"
@@ -161,32 +153,14 @@ def unwritable(option: str, file: Path) -> Iterator[str]:
         yield f"{option}: {file} is a folder"
 
 
-def print_distillation(runs: Sequence[RunFolder], teacher: TeacherScores) -> None:
-    """The first run, its controls, and its gain over each. Writes table.json into the first run's folder."""
-    _print(distillation([read(run) for run in runs], teacher), runs[0].path)
-
-
-def print_ablation(
-    runs: Sequence[RunFolder], teacher: TeacherScores, *, planned: Sequence[Run], controls: Sequence[str]
-) -> None:
-    """One recipe's rows over seeds, see `ablation`. Writes table.json into the recipe's folder."""
-    document = ablation([read(run) for run in runs], teacher, planned=planned, controls=controls)
-    _print(document, runs[0].path.parents[1])
-
-
-def _print(document: Document, folder: Path) -> None:
+def publish(document: Document, folder: Path) -> None:
+    """Print a document, and write it into a folder of runs as table.json."""
     write_text(folder / NAME, to_json(document))
     show(document)
 
 
-def print_comparison(
-    runs: Sequence[ScoredRun], teacher: TeacherScores, form: str | None = None, file: Path | None = None, **how: Any
-) -> None:
-    """Finished runs next to each other and the paper: printed, or in one of `FORMATS`. `how`: see `comparison`.
-
-    Written to `file` if one is given. Nothing is written into the runs' folders: they may come from anywhere.
-    """
-    document = comparison(runs, teacher, **how)
+def output(document: Document, form: str | None = None, file: Path | None = None) -> None:
+    """Print a document, as on a terminal or in one of `FORMATS`; write it to `file` if one is given."""
     if form is None:
         show(document)
     elif file is not None:

@@ -11,7 +11,7 @@ runs/indexes/                 copies of large parquet files whose rows can be re
 
 import math
 import shutil
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from glob import escape
@@ -120,16 +120,17 @@ class RunFolder:
         """Whether a line of the metrics has these values."""
         return any(fields.items() <= entry.items() for entry in self.entries())
 
-    def info(self) -> dict[str, Any]:
-        """The content of run.json; empty when it can't be read. Raises UserError for wrong fields."""
+    def info(self, *needed: str) -> dict[str, Any]:
+        """The content of run.json; empty when it can't be read. Raises UserError for wrong fields and absent ones."""
         content = atomic.read_json(self.record)
-        return {} if content is None else check(Info, content, self.record)
+        info = {} if content is None else check(Info, content, self.record)
+        if absent := [field for field in needed if field not in info]:
+            raise UserError(f"{self.record}: says no {', '.join(absent)}")
+        return info
 
     def run(self) -> Run:
         """The run that this folder was created for, read from its own files."""
-        info, resolved = self.info(), load(self.recipe)
-        if absent := [field for field in NAMES if field not in info]:
-            raise UserError(f"{self.record}: says no {', '.join(absent)}")
+        info, resolved = self.info(*NAMES), load(self.recipe)
         return Run(info["recipe"], info["row"], info["title"], resolved.config, info["paper"] or {})
 
 
@@ -214,6 +215,18 @@ def scores(shared: SharedFolder) -> Any:
         return None
     kind = Results if isinstance(content, dict) and "scores" in content else Teacher
     return check(kind, content, file, hint=f"remove {shared.path}: the scores are computed again")
+
+
+def teacher_run(runs: Sequence[Run]) -> Run | None:
+    """A run with the teacher of all; None when they have several, as a table has one line for it."""
+    with_teacher = {run.teacher_key: run for run in runs if run.config.teacher is not None}
+    return [*with_teacher.values(), *runs][0] if len(with_teacher) < 2 and runs else None
+
+
+def teacher_scores(root: Path, runs: Sequence[Run]) -> Any:
+    """The known scores of the teacher of these runs and of the baselines; None also when they have several teachers."""
+    run = teacher_run(runs)
+    return None if run is None else scores(evaluation(root, run.teacher_key))
 
 
 def finished(root: Path, recipe: str = "*") -> list[RunFolder]:

@@ -1,26 +1,23 @@
 """Run one planned run in this process, and put every other question to the engine.
 
-This is the only module outside the engine that imports it: inside functions, when it is needed, because torch takes
-seconds to import.
+`engine` is the one door to the engine, which is imported when it is first used: torch takes seconds.
 """
 
 import os
 import subprocess
 import sys
-from collections.abc import Collection, Iterable, Mapping, Sequence
-from itertools import chain, islice
-from pathlib import Path
+from collections.abc import Iterable, Sequence
+from importlib import import_module
+from itertools import chain
 from typing import Any
 
-from switchkd_cli import benchmarks, registry
+from switchkd_cli import benchmarks
 from switchkd_cli.distributed.launch_config import LaunchConfig, is_distributed, is_first
 from switchkd_cli.distributed.stopping import Stopped
 from switchkd_cli.errors import CRASH, UserError
-from switchkd_cli.files.atomic import write_json
 from switchkd_cli.planning import preflight
-from switchkd_cli.planning.estimate import Machine, RunEstimate
 from switchkd_cli.recipe.run import Run, model_names
-from switchkd_cli.recipe.schema import DataSet, Evaluation
+from switchkd_cli.recipe.schema import Evaluation
 from switchkd_cli.runs import run_folder
 from switchkd_cli.runs.claim import changed_versions, check_free, claim_folder, is_finished, taken_over
 from switchkd_cli.scheduler.run_options import RunOptions
@@ -29,6 +26,11 @@ from switchkd_cli.terminal.progress import Progress
 
 SSH_OPTIONS = "-o BatchMode=yes -o ConnectTimeout=60 -o ServerAliveInterval=60"
 """With these, ssh asks for no password and notices a machine that is gone."""
+
+
+def engine(module: str) -> Any:
+    """A module of the engine, such as `export.runtimes`."""
+    return import_module(f"switchkd_cli.engine.{module}")
 
 
 def check(planned: Sequence[Run]) -> None:
@@ -43,8 +45,7 @@ def check(planned: Sequence[Run]) -> None:
         for who, model in run.config.models.items():
             for field, name in model_names(who, model):
                 if run.fingerprints.named(name) is None:
-                    from switchkd_cli.engine import hub
-
+                    hub = engine("hub")
                     only = hub.TOKENIZER_FILES if field.endswith(".tokenizer") else ()
                     who_asks = field.removesuffix(".checkpoint")
                     hub.fetch(name, who_asks, allow_pickle=model.allow_pickle, only=only)
@@ -58,12 +59,8 @@ def say_needs(evaluations: Iterable[Evaluation | None]) -> None:
         console.say(need)
 
 
-def prepare(planned: Sequence[Run], options: RunOptions) -> None:
-    """Check all runs before the first one starts; with --overwrite, move their shared stages aside.
-
-    Raises UserError as `check` does, and without --overwrite when a run's folder holds another run.
-    """
-    check(planned)
+def make_room(planned: Sequence[Run], options: RunOptions) -> None:
+    """With --overwrite, move the runs' shared stages aside. Raises UserError without it when a folder holds another run."""
     if not options.overwrite:
         for run in planned:
             check_free(options.out, run)
@@ -79,16 +76,12 @@ def run_one(run: Run, options: RunOptions) -> run_folder.RunFolder:
     """
     root, overwrite, processes = options.out, options.overwrite, None
     if is_distributed():
-        from switchkd_cli.engine.training.processes import join_processes
-
-        processes = join_processes()
+        processes = engine("training.processes").join_processes()
         preflight.check_batches([run], processes.count)
     if processes is not None and not processes.first:
         folder = run_folder.folder(root, run)
         if processes.decide(str) != "finished":
-            from switchkd_cli.engine.run_stages import train_stages
-
-            train_stages(run, folder, processes)
+            engine("run_stages").train_stages(run, folder, processes)
         return folder
     if not overwrite and not is_finished(root, run) and (source := run_folder.by_key(root).get(run.key)):
         folder = take_over(run, source, options)
@@ -104,14 +97,12 @@ def run_one(run: Run, options: RunOptions) -> run_folder.RunFolder:
             if changed := changed_versions(folder):
                 console.say(f"{run.name}: made with {'; '.join(changed)}")
             return folder
-        from switchkd_cli.engine.run_stages import evaluate, train_stages
-        from switchkd_cli.engine.training.trackers import Trackers
-
-        with Progress() as display, Trackers(run, folder) as trackers:
+        stages = engine("run_stages")
+        with Progress() as display, engine("training.trackers").Trackers(run, folder) as trackers:
             display.follow(folder.metrics, run.name)
-            data = train_stages(run, folder, *([processes] if processes is not None else []), trackers=trackers)
+            data = stages.train_stages(run, folder, *([processes] if processes is not None else []), trackers=trackers)
             if run.config.evaluation is not None:
-                trackers.scores(evaluate(run, folder, data))
+                trackers.scores(stages.evaluate(run, folder, data))
     return folder
 
 
@@ -120,9 +111,7 @@ def take_over(run: Run, source: run_folder.RunFolder, options: RunOptions) -> ru
     target = run_folder.folder(options.out, run)
     with taken_over(run, source, target, overwrite=options.overwrite) as folder:
         if folder is not None:
-            from switchkd_cli.engine.export.model_card import write
-
-            write(run, folder)
+            engine("export.model_card").write(run, folder)
     return target
 
 
@@ -134,9 +123,7 @@ def start_processes(config: LaunchConfig) -> None:
     """
     command = ["-m", "switchkd_cli", *sys.argv[1:]]
     if config.hostfile is None:
-        from switchkd_cli.engine.training import torchrun
-
-        return torchrun.launch(command, config)
+        return engine("training.torchrun").launch(command, config)
     environment = {"PDSH_SSH_ARGS_APPEND": SSH_OPTIONS, **os.environ}
     with subprocess.Popen(deepspeed_command(command, config), env=environment, stdin=subprocess.DEVNULL) as process:
         try:
@@ -158,71 +145,3 @@ def deepspeed_command(command: Sequence[str], config: LaunchConfig) -> list[str]
         options["--master_addr"], options["--master_port"] = config.rdzv_endpoint.split(":")
     launcher = [sys.executable, "-m", "deepspeed.launcher.runner", *chain.from_iterable(options.items())]
     return [*launcher, "--no_local_rank", "--module", *command[1:]]
-
-
-def teacher_results(run: Run, root: Path) -> dict[str, Any]:
-    """Scores of the run's teacher and of the blind and majority baselines, computed once."""
-    if (known := known_teacher_results(run, root)) is not None:
-        return known
-    console.say("scoring the teacher and the baselines")
-    return score_teacher(run, root)
-
-
-def score_teacher(run: Run, root: Path) -> dict[str, Any]:
-    from switchkd_cli.engine.run_stages import evaluate_teacher
-
-    return evaluate_teacher(run, root)
-
-
-def known_teacher_results(run: Run, root: Path) -> dict[str, Any] | None:
-    """The teacher's scores, if they were computed before."""
-    return run_folder.scores(run_folder.evaluation(root, run.teacher_key))
-
-
-def evaluate(model: str, root: Path, key: str, question: Mapping[str, Any]) -> tuple[dict[str, Any], Path]:
-    """Score a model, or reuse the scores of the same question. Returns the scores and their folder."""
-    shared = run_folder.evaluation(root, key)
-    with shared.build() as partial:
-        if partial is None:
-            console.say(f"evaluated before, reused: same model, byte by byte, and questions ({shared.path})")
-        else:
-            from switchkd_cli.engine.evaluation.score_model import evaluate
-
-            results = evaluate(model, folder=partial, sets=run_folder.sets(root), **question)
-            write_json(partial / "results.json", results)
-    return run_folder.scores(shared), shared.path
-
-
-def export(model: str, to: str, out: Path, bits: int | None, *, square_images: bool) -> list[str]:
-    """Write a saved model into the folder `out` for a runtime. Returns notes."""
-    from switchkd_cli.engine.export.runtimes import export
-
-    return export(model, to, out, bits, square_images=square_images)
-
-
-def estimate(run: Run, machine: Machine, root: Path, planned: Mapping[Path, Run], *, look: bool = True) -> RunEstimate:
-    """Estimate what the run needs on a machine, with a look at its data; nothing is loaded, downloaded or trained."""
-    from switchkd_cli.engine.cost.run_estimate import estimate_run
-
-    return estimate_run(run, machine, root, planned, look=look)
-
-
-def examples(spec: DataSet, root: Path, count: int) -> list[tuple[Any, list[Any]]]:
-    """The first `count` rows of a data set that can be used, each with its opened images."""
-    from switchkd_cli.engine.data.image import usable_rows
-
-    return list(islice(usable_rows(registry.resolve("source", spec.source)(root, **spec.parameters)), count))
-
-
-def question_images(asked: Evaluation, root: Path, questions: Collection[tuple[str, Any]]) -> dict[str, list[Any]]:
-    """The images of an evaluation's questions, by digest; see `score_model.question_images`."""
-    from switchkd_cli.engine.evaluation import score_model
-
-    return score_model.question_images(asked, run_folder.sets(root), questions)
-
-
-def figure_data() -> Any:
-    """The module with the data for figures that needs the saved models of finished runs; it imports the engine."""
-    from switchkd_cli.engine import figure_data
-
-    return figure_data

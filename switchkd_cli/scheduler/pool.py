@@ -14,10 +14,9 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from switchkd_cli.distributed.launch_config import LaunchConfig, cores
+from switchkd_cli.distributed.launch_config import cores
 from switchkd_cli.errors import CRASH, INPUT, MACHINE, UserError
 from switchkd_cli.files.atomic import tidy
-from switchkd_cli.planning import preflight
 from switchkd_cli.recipe.run import Run
 from switchkd_cli.report.grouping import grouped
 from switchkd_cli.runs import provenance, run_folder
@@ -64,18 +63,6 @@ class Failure:
         console.say("".join(f"  {line}\n" for line in self.error.lines[-TAIL:]).rstrip())
         if others := [f"{run.recipe}/{run.row}" for run in self.runs[1:]]:
             console.say(f"  the same run under other names failed with it: {', '.join(others)}")
-
-
-def relaunch(planned: Sequence[Run], config: LaunchConfig) -> None:
-    """Start this command again in every process of `config`, after its runs are checked.
-
-    Keys are computed here first, so that the processes find the hashes of all files.
-    """
-    launch.check(planned)
-    preflight.check_batches(planned, config.world_size)
-    for run in planned:
-        _ = run.key
-    launch.start_processes(config)
 
 
 def in_workers(
@@ -146,7 +133,7 @@ def _queue(
             seconds.setdefault(job.row, []).append(source.info().get("seconds", 0.0))
             failures += _reuse(job, source, options, console.say)
     scoring = scoring_jobs(teachers, options.out)
-    waiting += [job for job in scoring if launch.known_teacher_results(job.run, options.out) is None]
+    waiting += [job for job in scoring if run_folder.teacher_scores(options.out, job.runs) is None]
     return failures, waiting, seconds
 
 
@@ -196,7 +183,7 @@ def work(file: Path) -> None:
     """Do the job in a file, with its options: what a worker process does."""
     job, options = pickle.loads(file.read_bytes())
     if job.scoring:
-        launch.score_teacher(job.run, options.out)
+        launch.engine("run_stages").evaluate_teacher(job.run, options.out)
     elif config := options.launch_config():
         launch.start_processes(config)
     else:

@@ -1,17 +1,16 @@
-"""Messages and scores on the screen. Live progress is in progress.py.
+"""Messages and tables on the screen. Live progress is in progress.py.
 
 Messages go to stderr and tables to stdout. Nothing is read as markup: `[student]` in a message is text.
 """
 
 import sys
-from collections.abc import Collection, Iterable, Mapping, Sequence
-from typing import Any, Literal
+from collections.abc import Collection, Iterable, Sequence
+from typing import Literal
 
 from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from switchkd_cli.benchmarks import BENCHMARKS, head, with_accuracies
 from switchkd_cli.errors import discard_output, printable
 
 
@@ -37,14 +36,3 @@ def show_table(columns: Sequence[str], rows: Iterable[Sequence[str]], text: Coll
     for row in rows:
         table.add_row(*row)
     stdout().print(table)
-
-
-def show_scores(title: str, results: Mapping[str, Any]) -> None:
-    """Print one model's scores, one benchmark per line."""
-    scored, rows = results["scores"], []
-    for name, score in with_accuracies(scored).items():
-        digits = BENCHMARKS[name].digits if name in scored else 1
-        about = (str(score.get(field, "")) for field in ("metric", "items"))
-        rows.append((head(name), f"{score['score']:.{digits}f}", *about))
-    stdout().print(f"{title} ({results.get('world', '')}, {results.get('split', '')} split)")
-    show_table(("benchmark", "score", "metric", "items"), rows, text=("benchmark", "metric"))

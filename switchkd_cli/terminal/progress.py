@@ -182,7 +182,7 @@ class Progress:
         for follower in list(self.matrix.running):
             if s := follower.step:
                 before = [Text(follower.label, style="bold"), str(s.get("stage", ""))]
-                lines.append(bar(s["step"], s["steps"], before, [f"{s['step']}/{s['steps']}", left(s), speed(s)]))
+                lines.append(bar(s["step"], s["steps"], before, [f"{s['step']}/{s['steps']}", *pace(s)]))
                 lines.append(Text("  " + figures(s), style="dim"))
             elif self.matrix.total:
                 lines.append(Text(f"{follower.label}  {follower.idle}", style="dim"))
@@ -241,7 +241,7 @@ def line(step: Mapping[str, Any]) -> str:
     """One step as a line of text."""
     share = 100 * step["step"] // step["steps"]
     head = f"{step.get('stage', '')} {step['step']}/{step['steps']} ({share}%)"
-    return " · ".join(part for part in (head, left(step), speed(step), figures(step)) if part)
+    return " · ".join(part for part in (head, *pace(step), figures(step)) if part)
 
 
 def figures(step: Mapping[str, Any]) -> str:
@@ -259,11 +259,6 @@ def figures(step: Mapping[str, Any]) -> str:
     return " · ".join(parts)
 
 
-def speed(step: Mapping[str, Any]) -> str:
-    rate = step.get("tokens_per_second")
-    return f"{rate:,.0f} tokens/s" if rate else ""
-
-
 def event(entry: Mapping[str, Any]) -> str:
     """An event as a line of text: its name and stage, its text, and its other fields."""
     name = " ".join(str(entry[key]).replace("_", " ") for key in ("event", "stage") if key in entry)
@@ -272,10 +267,10 @@ def event(entry: Mapping[str, Any]) -> str:
     return ": ".join(part for part in (name, str(entry.get("text", "")), ", ".join(others)) if part)
 
 
-def left(step: Mapping[str, Any]) -> str:
-    """The time that the stage still needs, from its speed so far."""
-    seconds = seconds_left(step)
-    return "" if seconds is None else f"{clock(seconds)} left"
+def pace(step: Mapping[str, Any]) -> tuple[str, str]:
+    """The time that the stage still needs at its speed so far, and that speed; empty where they are not known."""
+    seconds, rate = seconds_left(step), step.get("tokens_per_second")
+    return "" if seconds is None else f"{clock(seconds)} left", f"{rate:,.0f} tokens/s" if rate else ""
 
 
 def clock(seconds: float) -> str:

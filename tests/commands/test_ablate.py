@@ -14,6 +14,7 @@ from switchkd_cli.recipe import named_files
 from switchkd_cli.recipe.load import load
 from switchkd_cli.runs import run_folder
 from switchkd_cli.runs.claim import claim_folder
+from switchkd_cli.runs.run_folder import RunFolder
 from switchkd_cli.scheduler import pool
 from tests.commands.test_cli_lifecycle import switchkd
 from tests.support import fake_engine
@@ -53,12 +54,16 @@ def folder(tmp_path, place):
     return run_folder.RunFolder(tmp_path / "runs" / place)
 
 
+def places(runs):
+    return [RunFolder(run.path).place for run in runs]
+
+
 def test_what_two_recipes_share_is_trained_once_and_each_has_its_table(tmp_path, calls, recipes, monkeypatch):
     assert switchkd(monkeypatch, "ablate", *recipes, "--seeds", 2, "--jobs", 2) == 0
     made = [f"{name}/{seed}" for name in ("other/align", "small/sft", "small/switch-kd") for seed in (0, 1)]
     assert trained(tmp_path) == made
     assert (tmp_path / "runs" / "scored").read_text() == "small\n"
-    tables = [[f.place for f in arguments[0]] for name, arguments, _ in calls if name == "print_ablation"]
+    tables = [places(arguments[0]) for name, arguments, _ in calls if name == "ablation"]
     assert tables == [
         [f"small/{row}/seed{seed}" for row in ("switch-kd", "sft") for seed in (0, 1)],
         [f"other/{row}/seed{seed}" for row in ("both", "align", "sft") for seed in (0, 1)],
@@ -123,7 +128,7 @@ def test_distill_takes_over_what_another_recipe_has_made(tmp_path, calls, recipe
     assert switchkd(monkeypatch, "distill", small) == 0
     assert not any("small" in line for line in trained(tmp_path))
     assert "Switch-KD (seed 0): the same run as other/both/seed0, reused" in capsys.readouterr().err
-    assert [f.place for f in calls[-1][1][0]] == ["small/switch-kd/seed0", "small/sft/seed0"]
+    assert places(calls[-1][1][0]) == ["small/switch-kd/seed0", "small/sft/seed0"]
 
 
 def test_overwrite_trains_what_is_shared_once_more_and_only_once(tmp_path, recipes, monkeypatch):

@@ -10,7 +10,7 @@ from switchkd_cli.errors import UserError
 from switchkd_cli.recipe.load import load
 from switchkd_cli.runs import run_folder
 from switchkd_cli.runs.claim import claim_folder
-from switchkd_cli.scheduler import launch, pool
+from switchkd_cli.scheduler import pool
 from switchkd_cli.scheduler.run_options import RunOptions
 from tests.support import fake_engine
 from tests.support.small_recipe import write
@@ -39,17 +39,10 @@ def names(calls):
 
 def test_distill_runs_the_row_and_its_controls_then_the_table(tmp_path, calls, monkeypatch, capsys):
     assert switchkd(monkeypatch, "distill", write(tmp_path)) == 0
-    assert names(calls) == [
-        "train_stages",
-        "evaluate",
-        "train_stages",
-        "evaluate",
-        "evaluate_teacher",
-        "print_distillation",
-    ]
-    folders, teacher = calls[-1][1]
-    assert [folder.info()["row"] for folder in folders] == ["switch-kd", "sft"]
-    assert all(folder.info()["status"] == "finished" for folder in folders)
+    assert names(calls) == ["train_stages", "evaluate", "train_stages", "evaluate", "evaluate_teacher", "distillation"]
+    runs, teacher = calls[-1][1]
+    assert [run.row for run in runs] == ["switch-kd", "sft"]
+    assert all(run.info["status"] == "finished" for run in runs)
     assert teacher == {"teacher": fake_engine.RESULTS}
     assert "Switch-KD (seed 0): distill 10/10 (100%) · 0:00 left · 1,234 tokens/s" in capsys.readouterr().err
 
@@ -59,7 +52,7 @@ def test_a_second_time_nothing_is_trained(tmp_path, calls, monkeypatch, capsys):
     switchkd(monkeypatch, "distill", file)
     calls.clear()
     assert switchkd(monkeypatch, "distill", file) == 0
-    assert names(calls) == ["print_distillation"]
+    assert names(calls) == ["distillation"]
     assert "finished before, reused" in capsys.readouterr().err
 
 
@@ -100,9 +93,9 @@ def test_ablate_runs_rows_and_seeds_and_goes_on_after_a_failure(tmp_path, calls,
     crashed = run_folder.folder(tmp_path / "runs", load(file, "long"))
     assert crashed.info()["status"] == "failed"
     assert "the crash of this row" in crashed.text_log.read_text()
-    assert names(calls) == ["print_ablation"]
-    (folders, _), more = calls[-1][1:]
-    assert [(f.info()["row"], f.info()["seed"]) for f in folders] == sorted(done, key=lambda x: (x[0] == "sft", x[1]))
+    assert names(calls) == ["ablation"]
+    (runs, _), more = calls[-1][1:]
+    assert [(run.row, run.seed) for run in runs] == sorted(done, key=lambda x: (x[0] == "sft", x[1]))
     assert [(run.row, run.seed) for run in more["planned"]][-1] == ("long", 1)
     assert list(more["controls"]) == ["sft"]
 
@@ -135,7 +128,7 @@ def test_ablate_reports_a_user_s_error_of_one_row_and_finishes_the_others(tmp_pa
     err = capsys.readouterr().err
     assert "long (seed 0): failed" in err and "  data.questions: no such folder: pictures" in err
     assert {f.info()["row"] for f in run_folder.finished(tmp_path / "runs")} == {"switch-kd", "sft"}
-    assert names(calls) == ["print_ablation"]
+    assert names(calls) == ["ablation"]
 
 
 def test_a_teacher_that_can_t_be_scored_is_reported_and_the_rows_have_their_table(tmp_path, calls, monkeypatch, capsys):
@@ -147,15 +140,15 @@ def test_a_teacher_that_can_t_be_scored_is_reported_and_the_rows_have_their_tabl
         "  no teacher to be had",
         "not everything could be done; the same command tries again",
     ]
-    (folders, teacher), _ = calls[-1][1:]
-    assert [folder.info()["row"] for folder in folders] == ["sft"] and teacher is None
+    (runs, teacher), _ = calls[-1][1:]
+    assert [run.row for run in runs] == ["sft"] and teacher is None
 
 
 def test_a_table_that_can_t_be_made_is_a_failure_too(tmp_path, calls, monkeypatch, capsys):
     def refused(*arguments, **more):
         raise UserError("sft: items is 4, that of switch-kd is 8")
 
-    monkeypatch.setattr(sys.modules["switchkd_cli.report.show"], "print_ablation", refused)
+    monkeypatch.setattr(sys.modules["switchkd_cli.report.tables.comparison"], "ablation", refused)
     assert switchkd(monkeypatch, "ablate", write(tmp_path), "--rows", "sft") == 2
     assert "small.yaml: its table: failed\n  sft: items is 4, that of switch-kd is 8\n" in capsys.readouterr().err
 
@@ -175,8 +168,8 @@ def test_a_worker_that_the_system_killed_is_reported_as_such(tmp_path, calls, mo
 
 def test_distill_can_run_its_rows_side_by_side(tmp_path, calls, monkeypatch):
     assert switchkd(monkeypatch, "distill", write(tmp_path), "--jobs", 2) == 0
-    assert names(calls) == ["print_distillation"]  # the teacher was scored in a process of the pool, too
-    assert launch.known_teacher_results(load(tmp_path / "small.yaml"), tmp_path / "runs") is not None
+    assert names(calls) == ["distillation"]  # the teacher was scored in a process of the pool, too
+    assert run_folder.teacher_scores(tmp_path / "runs", [load(tmp_path / "small.yaml")]) is not None
     assert switchkd(monkeypatch, "distill", tmp_path / "small.yaml", "--row", "long", "--jobs", 2) == 1
 
 
@@ -209,7 +202,8 @@ def test_eval_says_how_many_answers_were_none(tmp_path, calls, monkeypatch, caps
     write(tmp_path)
     results = {"world": "playground", "split": "test", "sets_key": "k", "model": "m"}
     results["scores"] = {"pope": {"score": 0.0, "items": 200, "unreadable": 200, "example": "Yes."}}
-    monkeypatch.setattr(launch, "evaluate", lambda *asked: (results, tmp_path))
+    engine = sys.modules["switchkd_cli.engine.evaluation.score_model"]
+    monkeypatch.setattr(engine, "evaluate", lambda model, **asked: results)
     assert switchkd(monkeypatch, "eval", "--model", tmp_path / "model") == 0
     told = "POPE: answers that can't be read by the metric: this model 200 of 200 (e.g. 'Yes.')"
     assert f"warning: {told}" in capsys.readouterr().err

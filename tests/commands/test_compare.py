@@ -364,7 +364,7 @@ def test_wrong_forms_and_files_are_named_at_once(tmp_path):
 
 def test_the_command_writes_the_file_and_nothing_beside_the_runs(root, tmp_path, monkeypatch, capsys):
     ours, theirs = finished(root, "switch-kd"), finished(root, "sft")
-    monkeypatch.setattr(RunFolder, "run", lambda folder: type("Run", (), {"teacher_key": "none"}))
+    monkeypatch.setattr(RunFolder, "run", made.planned_without_teacher)
     before = sorted(root.rglob("*"))
     names = [str(ours.path), str(theirs.path)]
     compare(CompareOptions(names, out=root, out_file=tmp_path / "table.md"))

@@ -14,6 +14,7 @@ from switchkd_cli.recipe.named_files import ASSETS
 from switchkd_cli.report.results.finished_run import read
 from switchkd_cli.runs.run_folder import RunFolder
 from tests.commands import test_compare as runs
+from tests.support import made_up_runs as made
 
 MODEL = "HaoyiSun/Switch-KD-Qwen2.5-CLIP-1.8B"
 
@@ -102,7 +103,7 @@ def test_a_model_is_called_as_one_would_type_it(root, monkeypatch):
 
 def test_the_command_takes_its_folder(root, monkeypatch, capsys):
     ours, theirs = runs.finished(root, "switch-kd"), evaluation(root)
-    monkeypatch.setattr(RunFolder, "run", lambda folder: type("Run", (), {"teacher_key": "none"}))
+    monkeypatch.setattr(RunFolder, "run", made.planned_without_teacher)
     compare(CompareOptions([str(ours.path), str(theirs.path)], out=root, form="csv"))
     assert f"{MODEL} minus Switch-KD" in capsys.readouterr().out
     compare(CompareOptions([str(theirs.path)], out=root, form="csv"))

@@ -3,6 +3,7 @@
 import ast
 import dataclasses
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from typer.testing import CliRunner
@@ -71,7 +72,8 @@ def test_figures_have_their_former_name_too(monkeypatch, name):
 
 def test_an_export_has_its_options_and_a_folder_next_to_the_model(monkeypatch, tmp_path):
     calls = []
-    monkeypatch.setattr(launch, "export", lambda *given, **more: calls.append((given, more)) or ["wide"])
+    runtimes = SimpleNamespace(export=lambda *given, **more: calls.append((given, more)) or ["wide"])
+    monkeypatch.setattr(launch, "engine", {"export.runtimes": runtimes}.get)
     (tmp_path / "model").mkdir()
     (tmp_path / "model" / "config.json").write_text("{}")
     invoke("export", tmp_path / "model", "--to", "gguf", "--bits", 4, "--square-images")

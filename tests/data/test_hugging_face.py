@@ -9,13 +9,13 @@ import pytest
 from PIL import Image
 
 from switchkd_cli.engine.build import open_data
+from switchkd_cli.engine.cost.run_estimate import estimate_run
 from switchkd_cli.engine.data import sources
 from switchkd_cli.engine.data.image import open_image
 from switchkd_cli.engine.data.sources import hugging_face
 from switchkd_cli.errors import UserError
 from switchkd_cli.planning.estimate import planned_machine
 from switchkd_cli.recipe.load import load
-from switchkd_cli.scheduler import launch
 from tests.support import tiny, tiny_run
 
 PAIR = {"question": ["asked"], "answer": "said", "images": ["picture"], "placeholder": "optional"}
@@ -169,5 +169,5 @@ def test_a_folder_s_files_are_part_of_the_key(made, tmp_path):
 
 def test_a_plan_fetches_nothing(hub, tmp_path):
     run = recipe_of(tmp_path, dataset="org/set", revision=COMMIT)
-    plan = launch.estimate(run, planned_machine(None, "fp32"), tmp_path / "runs", {})
+    plan = estimate_run(run, planned_machine(None, "fp32"), tmp_path / "runs", {})
     assert plan.stages[0].rows is None and "org/set" in [download.name for download in plan.downloads] and hub == []

@@ -6,13 +6,13 @@ from PIL import Image
 
 from switchkd_cli.commands.dry_run import _show_run
 from switchkd_cli.engine.cost import run_estimate
+from switchkd_cli.engine.cost.run_estimate import estimate_run
 from switchkd_cli.engine.data import look as look_module
 from switchkd_cli.engine.data import sources
 from switchkd_cli.engine.data.look import EvaluationSet, lengths, look, looks
 from switchkd_cli.engine.data.sources import llava_json
 from switchkd_cli.planning.estimate import planned_machine
 from switchkd_cli.recipe.load import load
-from switchkd_cli.scheduler import launch
 from tests.data.test_data_files import saved
 from tests.data.test_turns import told_by_the_program
 from tests.support import tiny, tiny_run
@@ -104,7 +104,7 @@ def test_rows_with_their_images_in_the_file_are_not_called_copies(tmp_path):
 
 def test_a_plan_shows_it(tmp_path, capsys):
     recipe = tiny_run.write(tmp_path, teacher=False, rows=raw(tmp_path)[:4])
-    plan = launch.estimate(load(recipe), planned_machine(None, "fp32"), tmp_path / "runs", {})
+    plan = estimate_run(load(recipe), planned_machine(None, "fp32"), tmp_path / "runs", {})
     assert plan.looks["rows"][0] == "4 rows, 1 text only (25%)"
     assert any(line.startswith("copies of another row") for line in plan.looks["rows"])
     _show_run(plan)
@@ -132,7 +132,7 @@ def test_rows_of_an_evaluation_set_are_counted_by_picture_and_question(tmp_path)
     own = {"source": "llava_json", "parameters": scored}
     exam = {"world": "rows", "data": own, "benchmarks": ["rows.exact"]}
     run = load(tiny_run.write(tmp_path, teacher=False, data=sets, distill=checked, evaluation=exam))
-    plan = launch.estimate(run, planned_machine(None, "fp32"), tmp_path / "runs", {})
+    plan = estimate_run(run, planned_machine(None, "fp32"), tmp_path / "runs", {})
     line = "rows that also stand in {}, picture and question: {}"
     also = [found for found in plan.looks["rows"] if "also stand" in found]
     assert also == [line.format("held_out", 2), line.format("evaluation.data", 3)]

@@ -10,6 +10,7 @@ from torch.utils._pytree import tree_map
 
 from switchkd_cli.engine.batch import Unusable
 from switchkd_cli.engine.cost.data_sample import DataSample, RowLengths
+from switchkd_cli.engine.cost.run_estimate import estimate_run
 from switchkd_cli.engine.data.conversation import Mixture
 from switchkd_cli.engine.paths import Paths
 from switchkd_cli.engine.training.data_loader import count_steps, grouped_order, mixed_order, order, visit_order
@@ -150,7 +151,7 @@ def test_a_run_of_a_mixture(tmp_path):
     mixed = [{"use": "others", "weight": 2}, {"use": "rows", "weight": 1}]
     recipe = tiny_run.write(tmp_path, teacher=False, data=sets, distill={"data": mixed, "steps": 2})
     run = load(recipe)
-    plan = launch.estimate(run, planned_machine(None, "fp32"), tmp_path / "elsewhere", {})
+    plan = estimate_run(run, planned_machine(None, "fp32"), tmp_path / "elsewhere", {})
     assert (plan.stages[1].rows, plan.stages[1].data) == (8, "others, rows")
     folder = launch.run_one(run, RunOptions(out=tmp_path / "runs"))
     assert [

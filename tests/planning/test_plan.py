@@ -9,13 +9,13 @@ from switchkd_cli import registry
 from switchkd_cli.commands.dry_run import WORDS, show_pair, show_plans
 from switchkd_cli.engine.cost.data_sample import sample_data
 from switchkd_cli.engine.cost.model_facts import HERE, PUBLISHED, KnownModel, describe_model
+from switchkd_cli.engine.cost.run_estimate import estimate_run
 from switchkd_cli.engine.data.conversation import Conversations
 from switchkd_cli.errors import UserError
 from switchkd_cli.planning.estimate import GIB, Machine, planned_machine
 from switchkd_cli.recipe.load import load, load_rows
 from switchkd_cli.recipe.schema import Checkpoint, DataSet, Parts
 from switchkd_cli.runs import run_folder
-from switchkd_cli.scheduler import launch
 from switchkd_cli.scheduler.run_options import RunOptions
 from tests.support import tiny
 from tests.support.shipped_recipes import FILES, RECIPES, made_by_others, write_few_rows
@@ -34,7 +34,7 @@ def away(tmp_path, monkeypatch):
 
 def estimate(recipe, root, *overrides, row=None, on=None):
     run = load(RECIPES / recipe, row, overrides)
-    return launch.estimate(run, on or planned_machine(None, run.config.precision), root, {})
+    return estimate_run(run, on or planned_machine(None, run.config.precision), root, {})
 
 
 def test_the_paper_s_run_is_planned_without_its_models(away):
@@ -67,7 +67,7 @@ def test_every_row_of_every_recipe_has_a_complete_plan(file, away):
     write_few_rows(file)
     planned = {run_folder.folder(away, run).model: run for run in rows}
     for run in rows:
-        plan = launch.estimate(run, planned_machine(None, run.config.precision), away, planned)
+        plan = estimate_run(run, planned_machine(None, run.config.precision), away, planned)
         assert all(model.parameters for model in plan.models)
         for stage in plan.stages:
             assert stage.steps and stage.hours and sum(stage.memory.values())
@@ -132,7 +132,7 @@ def test_a_batch_that_no_number_of_gpus_divides_takes_fewer(away):
 def test_gpus_that_a_batch_leaves_idle_are_counted(away):
     run = load(RECIPES / "table1_0.5b.yaml")
     assert run.config.deepspeed.zero == 2
-    plan = launch.estimate(run, planned_machine("gpus=512", "bf16", zero=2), away, {})
+    plan = estimate_run(run, planned_machine("gpus=512", "bf16", zero=2), away, {})
     (note,) = (note for note in plan.notes if "distill: " in note and "idle" in note)
     assert "384 of 512 GPUs idle: 128 share a batch of 128 evenly, a row each, so no accumulation uses more" in note
     assert "stages.distill.batch=512 uses all (and is another training), or plan with gpus=128" in note
@@ -186,7 +186,7 @@ def test_a_loss_that_can_t_be_measured_is_a_note_and_not_a_failure(away, tmp_pat
 def test_a_teacher_that_another_row_makes_is_planned_for(away):
     rows = {run.row: run for run in load_rows(RECIPES / "align_kd.yaml")}
     planned = {run_folder.folder(away, run).model: run for run in rows.values()}
-    plan = launch.estimate(rows["switch-kd"], Machine(), away, planned)
+    plan = estimate_run(rows["switch-kd"], Machine(), away, planned)
     assert plan.models[1].parameters["language"] == LANGUAGE["3B"]
     assert plan.models[1].source == "not there yet: row teacher of this recipe makes it"
     assert not any(d.name.startswith("runs/") for d in plan.downloads)
@@ -243,7 +243,7 @@ def test_disk_is_what_a_saved_student_takes(away, tmp_path):
     file.write_text(text)
     student = f"student={{family: llava, checkpoint: {folder}}}"
     run = load(file, "sft", [student, "teacher=null"])
-    plan = launch.estimate(run, planned_machine(None, "fp32"), away, {})
+    plan = estimate_run(run, planned_machine(None, "fp32"), away, {})
     saved = (folder / "model.safetensors").stat().st_size
     assert plan.stages[-1].saved_bytes == pytest.approx(saved, rel=0.05)
 

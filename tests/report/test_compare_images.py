@@ -7,9 +7,9 @@ import pytest
 
 from switchkd_cli.errors import UserError
 from switchkd_cli.report.document import Interval, Number
+from switchkd_cli.report.results.row_runs import over_seeds
 from switchkd_cli.report.stats import significance
 from switchkd_cli.report.stats.baselines import clearly_beats
-from switchkd_cli.report.stats.intervals import over_seeds
 from switchkd_cli.report.stats.significance import PairedUnits, interval, p_value
 from switchkd_cli.report.stats.stored_answers import Units, units
 from tests.commands.test_compare import compared, finished, root, stored, table, write  # noqa: F401

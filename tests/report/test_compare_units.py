@@ -8,7 +8,7 @@ from lmms_eval.api.metrics import clustered_stderr
 from lmms_eval.tasks.mme.utils import mme_aggregate_results
 from lmms_eval.tasks.pope.utils import pope_aggregate_f1_score
 
-from switchkd_cli.report.stats.intervals import standard_error
+from switchkd_cli.report.stats.baselines import standard_error
 from switchkd_cli.report.stats.significance import PairedUnits, interval
 from switchkd_cli.report.stats.stored_answers import units
 from tests.support.paired import ends_of

@@ -15,7 +15,7 @@ from switchkd_cli.errors import INPUT, UserError
 from switchkd_cli.report.document import words
 from switchkd_cli.report.formats.markup import plain, to_markdown
 from switchkd_cli.report.results.finished_run import read
-from switchkd_cli.report.show import print_comparison, print_distillation, show
+from switchkd_cli.report.show import publish, show
 from switchkd_cli.report.tables.comparison import comparison, distillation
 from switchkd_cli.runs.run_folder import RunFolder
 from tests.support import made_up_runs as made
@@ -190,7 +190,7 @@ def test_the_protocols_deviations_stand_beside_real_benchmarks(root):
 def test_scores_of_other_questions_are_refused(root, asked, message):
     ours, sft = pair(root, **asked)
     with pytest.raises(UserError) as refused:
-        print_comparison([read(ours), read(sft)], None)
+        comparison([read(ours), read(sft)], None)
     assert refused.value.code == INPUT
     assert refused.value.problems == (f"{sft.path}: {message.format(first=ours.path)}",)
     assert refused.value.hint
@@ -199,7 +199,7 @@ def test_scores_of_other_questions_are_refused(root, asked, message):
 def test_all_differences_are_named_at_once(root):
     ours, sft = pair(root, split="hard", items=30, sets_key="other")
     with pytest.raises(UserError) as refused:
-        print_comparison([read(ours), read(sft)], None)
+        comparison([read(ours), read(sft)], None)
     assert [problem.split(": ", 1)[1].split(" is ")[0] for problem in refused.value.problems] == ["split", "items"]
 
 
@@ -209,20 +209,20 @@ def test_other_benchmarks_are_refused(root):
         made.run(root, "sft", "SFT", {"gqa": 1.0, "pope": 2.0}),
     ]
     with pytest.raises(UserError, match="benchmarks is gqa, pope, that of .* is gqa"):
-        print_comparison([read(run) for run in runs], None)
+        comparison([read(run) for run in runs], None)
 
 
 def test_a_teacher_asked_other_questions_is_refused(root):
     teacher = made.teacher(OURS, OURS, OURS, sets_key="other")
     with pytest.raises(UserError, match="teacher: sets_key is other"):
-        print_distillation(pair(root), teacher)
+        distillation([read(run) for run in pair(root)], teacher)
 
 
 def test_a_run_without_scores_is_refused(root):
     ours, sft = pair(root)
     sft.results.unlink()
     with pytest.raises(UserError, match="no scores: results.json is missing"):
-        print_distillation([ours, sft], TEACHER)
+        distillation([read(run) for run in (ours, sft)], TEACHER)
 
 
 def test_compare_keeps_the_order_and_distinguishes_namesakes(root):
@@ -283,7 +283,7 @@ def test_markdown_holds_the_same_cells(root):
 def test_the_json_beside_the_results_is_the_report(root):
     runs = pair(root)
     report = distillation([read(run) for run in runs], TEACHER)
-    print_distillation(runs, TEACHER)
+    publish(report, runs[0].path)
     written = json.loads((runs[0].path / "table.json").read_text())
     assert written["title"] == report.title and written["notes"] == list(report.notes)
     gain = next(line for line in written["tables"][0]["lines"] if line["kind"] == "gain")

@@ -10,10 +10,9 @@ from scipy import stats
 
 from switchkd_cli.report.document import words
 from switchkd_cli.report.results.finished_run import read
-from switchkd_cli.report.show import print_ablation
-from switchkd_cli.report.stats.intervals import over_seeds, paired_difference
+from switchkd_cli.report.results.row_runs import over_seeds, paired_difference
+from switchkd_cli.report.show import publish
 from switchkd_cli.report.tables.comparison import ablation
-from switchkd_cli.runs.run_folder import RunFolder
 from tests.support import made_up_runs as made
 
 TASKS = ("mme", "gqa", "pope")
@@ -155,8 +154,7 @@ def test_the_studied_row_alone_has_no_differences(tmp_path):
 
 
 def test_printed_and_written(tmp_path, report, capsys):
-    runs = [RunFolder(path) for path in sorted((tmp_path / "quick").glob("*/*"))]
-    print_ablation(runs, TEACHER, planned=PLANNED, controls=["sft"])
+    publish(report, tmp_path / "quick")
     text = capsys.readouterr().out
     assert "\x1b" not in text
     assert all(words(cell) in text for table in report.tables for row in table.lines for cell in row.cells)

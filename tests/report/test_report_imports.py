@@ -18,7 +18,7 @@ def test_comparing_and_drawing_runs_whose_models_are_gone_imports_no_engine(tmp_
     folders = [str(made.finished(tmp_path, row).path) for row in ("switch-kd", "sft")]
     code = (
         "import sys; from pathlib import Path; from switchkd_cli.commands.compare import compare; from switchkd_cli.commands.options import CompareOptions\nfrom switchkd_cli.runs import run_folder as runs\n"
-        "runs.RunFolder.run = lambda folder: type('Run', (), {'teacher_key': 'none'})\n"
+        "runs.RunFolder.run = lambda folder: type('Run', (), {'teacher_key': 'none', 'config': type('Config', (), {'teacher': None})})\n"
         "root = Path(sys.argv[1])\n"
         "compare(CompareOptions(sys.argv[2:], form='json', out=root, figures=root / 'pictures'))\n"
         "print(*sys.modules, file=sys.stderr)"

@@ -7,8 +7,8 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from switchkd_cli.report.document import Number
+from switchkd_cli.report.results.row_runs import over_seeds, paired_difference
 from switchkd_cli.report.stats import significance
-from switchkd_cli.report.stats.intervals import over_seeds, paired_difference
 from switchkd_cli.report.stats.significance import PairedUnits, holm, p_value
 from switchkd_cli.report.stats.stored_answers import Units
 

@@ -8,13 +8,13 @@ from pathlib import Path
 import pytest
 
 from switchkd_cli.benchmarks import BENCHMARKS
+from switchkd_cli.commands.evaluate import show_scores
 from switchkd_cli.report.document import words
 from switchkd_cli.report.results.finished_run import read
 from switchkd_cli.report.show import FORMATS, to_csv, to_json
 from switchkd_cli.report.stats.baselines import yes_no
 from switchkd_cli.report.tables.comparison import ablation, comparison, distillation
 from switchkd_cli.runs.run_folder import RunFolder
-from switchkd_cli.terminal.console import show_scores
 from tests.support import made_up_runs as made
 
 
@@ -134,7 +134,7 @@ def test_seeds_are_counted_together_from_95_per_cent_on(root, second, said):
 
 
 def test_a_score_of_one_model_shows_its_accuracy(root, capsys):
-    show_scores("this model", runs(root)[1].results)
+    show_scores("this model", runs(root)[1].results, (), root)
     printed = capsys.readouterr().out
     assert [row.split()[:4] for row in printed.splitlines() if "POPE" in row] == [
         ["POPE", "12.0", "m", "100"],

@@ -89,10 +89,12 @@ def install(monkeypatch=None):
     evaluate.evaluate = note("evaluate_model", lambda model, *, folder, **more: {**RESULTS, "model": model})
     cards = types.ModuleType("card")
     cards.write = note("card", card)
-    table = types.ModuleType("table")
-    table.chosen_format, table.unwritable = show.chosen_format, show.unwritable
-    for name in ("print_distillation", "print_ablation", "print_comparison"):
-        setattr(table, name, note(name, lambda *arguments, **more: None))
+    printed = types.ModuleType("printed")
+    printed.chosen_format, printed.unwritable = show.chosen_format, show.unwritable
+    printed.publish = printed.output = lambda document, *where: None
+    tables = types.ModuleType("tables")
+    for name in ("distillation", "ablation", "comparison"):
+        setattr(tables, name, note(name, lambda *arguments, **more: None))
     trackers = types.ModuleType("trackers")
     trackers.Trackers = Trackers
     modules = {
@@ -100,7 +102,8 @@ def install(monkeypatch=None):
         "engine.training.trackers": trackers,
         "engine.evaluation.score_model": evaluate,
         "engine.export.model_card": cards,
-        "report.show": table,
+        "report.show": printed,
+        "report.tables.comparison": tables,
     }
     for name, module in modules.items():
         if monkeypatch is None:

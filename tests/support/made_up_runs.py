@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 from switchkd_cli.runs.run_folder import RunFolder
 
@@ -30,6 +31,11 @@ def run(root: Path, row: str, title: str, scores, *, seed=0, paper=None, seconds
     folder.metrics.write_text("".join(json.dumps(line) + "\n" for line in lines))
     folder.results.write_text(json.dumps(results(scores, **asked)))
     return folder
+
+
+def planned_without_teacher(folder: RunFolder) -> SimpleNamespace:
+    """Of the run that a folder was made for, what says whose scores stand in its table."""
+    return SimpleNamespace(teacher_key="none", config=SimpleNamespace(teacher=None))
 
 
 NAMES = ("teacher", "blind", "majority")

@@ -8,6 +8,7 @@ import torch
 
 from switchkd_cli.engine.batch import Example, collate
 from switchkd_cli.engine.cost.data_sample import DataSample, RowLengths
+from switchkd_cli.engine.cost.run_estimate import estimate_run
 from switchkd_cli.engine.cost.workload import padded_share
 from switchkd_cli.engine.paths import Paths
 from switchkd_cli.engine.training.data_loader import grouped_order, order
@@ -15,7 +16,6 @@ from switchkd_cli.engine.training.loop import train
 from switchkd_cli.planning.estimate import planned_machine
 from switchkd_cli.recipe.load import load
 from switchkd_cli.recipe.schema import Stage
-from switchkd_cli.scheduler import launch
 from tests.support import tiny
 
 TABLE = Path(__file__).parents[2] / "recipes" / "table1_0.5b.yaml"
@@ -105,7 +105,7 @@ def test_the_plan_is_of_the_order_that_the_recipe_names(tmp_path, monkeypatch):
 
     def plan(*changes):
         run = load(TABLE, overrides=changes)
-        return launch.estimate(run, planned_machine(None, "bf16"), tmp_path / "runs", {})
+        return estimate_run(run, planned_machine(None, "bf16"), tmp_path / "runs", {})
 
     plain, grouped = plan("stages.distill.group_by=null"), plan()
     assert plain.stages[1].padding > grouped.stages[1].padding

@@ -11,9 +11,8 @@ from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 
 from switchkd_cli.package_data import read_yaml
-from switchkd_cli.report.grouping import grouped
 from switchkd_cli.report.results.finished_run import ScoredRun
-from switchkd_cli.report.results.row_runs import RowRuns
+from switchkd_cli.report.results.row_runs import RowRuns, group_by_row
 
 _LISTED = read_yaml(__file__, "looks.yaml")
 PALETTE = tuple(_LISTED["palette"].values())
@@ -38,14 +37,10 @@ class PlottedRow(RowRuns):
 
 
 def plotted_rows(runs: Sequence[ScoredRun]) -> list[PlottedRow]:
-    """Runs by recipe and row, in the given order."""
-    rows = grouped(((run.recipe, run.row), run) for run in runs)
-    several = len({run.recipe for run in runs if run.is_run}) > 1
-    plotted = []
-    for ((recipe, _), own), (colour, mark) in zip(rows.items(), _looks([row for _, row in rows]), strict=True):
-        title = f"{recipe}: {own[0].title}" if several and own[0].is_run else own[0].title
-        plotted.append(PlottedRow(title, title, tuple(own), colour, mark))
-    return plotted
+    """The runs by row, in the given order."""
+    rows = group_by_row(runs, together=True)
+    looks = zip(rows, _looks([row.row for row in rows]), strict=True)
+    return [PlottedRow(row.name, row.title, row.runs, *look) for row, look in looks]
 
 
 def _looks(names: Sequence[str]) -> list[tuple[str, str]]:

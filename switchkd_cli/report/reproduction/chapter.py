@@ -71,10 +71,9 @@ def _scores(recipe: RecipeRuns, columns: Columns) -> Iterator[Block]:
     """A line for each row, the mean over its seeds; the teacher above, the baselines below; the paper's apart."""
 
     def line(row: RowRuns) -> Line:
-        count, planned = len(row.runs), len(recipe.seeds)
         means = {name: _mean(mean_of(tasks))(row) for name, tasks in columns.figures.items()}
         cells = [mean and replace(mean, counted=columns.counts(name)) for name, mean in means.items()]
-        return Line(row.title, (count if count == planned else f"{count} of {planned}", *cells))
+        return Line(row.title, (row.count(len(recipe.seeds)), *cells))
 
     rows = [line(recipe.row(run.row)) for run in recipe.started_rows]
     said = {"scores": True, "baselines": recipe.teacher, "left out": not all(map(columns.counts, columns.names))}

@@ -88,16 +88,13 @@ class ScoredRun:
 
 def read(folder: RunFolder) -> ScoredRun:
     """The run, or the evaluated model, in a folder. Raises UserError when it has no scores."""
-    info, results = folder.info(), read_json(folder.results)
-    evaluated = not folder.record.exists()
-    if not results or not (info or evaluated):
+    if not (results := read_json(folder.results)):
         raise UserError(f"{folder.path}: no scores: {folder.results.name} is missing or unreadable")
     check(Results, results, folder.results)
-    if evaluated:
+    if not folder.record.exists():
         name = _model_name(results)
         return ScoredRun(folder.path, UNKNOWN, name, name, None, results)
-    if absent := [name for name in NAMES if name not in info]:
-        raise UserError(f"{folder.record}: says no {', '.join(absent)}")
+    info = folder.info(*NAMES)
     resolved = check(Resolved, patches.read(folder.recipe)[0], folder.recipe)
     lines = folder.entries()
     steps = [line for line in lines if "step" in line and type(line.get("seconds")) in (int, float)]

@@ -133,8 +133,7 @@ def gather(file: Path, world: str | None, root: Path) -> RecipeRuns:
     runs = tuple(read(folders[place]) for place, state in states.items() if state == "finished")
     first = {run.row: run_folder.RunFolder(run.path).run() for run in reversed(runs)}
     changed = (run.title for run in planned if run.row in first and _config(first[run.row]) != _config(run))
-    keys = {run.teacher_key for run in first.values() if run.config.teacher is not None}
-    teacher = run_folder.scores(run_folder.evaluation(root, keys.pop())) if len(keys) == 1 else None
+    teacher = run_folder.teacher_scores(root, list(first.values()))
     return RecipeRuns(file, planned, plain, states, runs, tuple(changed), teacher)
 
 

@@ -1,16 +1,17 @@
-"""A recipe row's runs over seeds, and which runs of two rows are paired."""
+"""A recipe row's runs over seeds: means with 95 % intervals, paired differences, and which runs of two rows are paired."""
 
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from statistics import fmean
+from functools import cache
+from math import sqrt
+from statistics import fmean, stdev
 from typing import Any
 
 from switchkd_cli.errors import UserError, did_you_mean, shown
-from switchkd_cli.report.document import Number
+from switchkd_cli.report.document import POWER, UPPER, Number
 from switchkd_cli.report.grouping import grouped
 from switchkd_cli.report.results.finished_run import ScoredRun
-from switchkd_cli.report.stats.intervals import over_seeds, paired_difference
 
 SFT = "sft"  # the default reference row
 
@@ -21,6 +22,35 @@ Score = Callable[[ScoredRun], float | None]
 def mean_of(names: Sequence[str]) -> Callable[[ScoredRun], Any]:
     """The mean of these of a run's scores; None where there are none."""
     return lambda run: fmean(run.scores[name] for name in names) if names else None
+
+
+def over_seeds(values: Sequence[float], *, difference: bool = False) -> Number | None:
+    """The mean of one value per seed and its 95 % Student-t interval; None without a value."""
+    if not values:
+        return None
+    mean, count = fmean(values), len(values)
+    if count < 2:
+        return Number(mean, None, count, difference)
+    half, detectable = (errors * stdev(values) / sqrt(count) for errors in _standard_errors(count - 1))
+    return Number(mean, half, count, difference, detectable=detectable if difference else None)
+
+
+def paired_difference(ours: Mapping[int | None, float], theirs: Mapping[int | None, float]) -> Number | None:
+    """The mean of ours minus theirs over the seeds that both have; None when they share none.
+
+    Pairing removes what a seed does to both: the initialisation and the order of the data.
+    """
+    return over_seeds([ours[seed] - theirs[seed] for seed in ours if seed in theirs], difference=True)
+
+
+@cache
+def _standard_errors(freedom: int) -> tuple[float, float]:
+    """Half of a mean's interval and its minimum detectable effect, in standard errors, by degrees of freedom."""
+    from scipy.optimize import brentq
+    from scipy.stats import nct, t
+
+    half = float(t.ppf(UPPER, freedom))
+    return half, brentq(lambda effect: nct.sf(half, freedom, effect) - POWER, 0, 10 * half)
 
 
 @dataclass(frozen=True, eq=False)
@@ -41,6 +71,10 @@ class RowRuns:
     def is_run(self) -> bool:
         """Whether it was trained here; a scored model has no seed."""
         return self.runs[0].is_run
+
+    def count(self, planned: int) -> int | str:
+        """The number of runs, and of how many where some are missing."""
+        return len(self.runs) if len(self.runs) == planned else f"{len(self.runs)} of {planned}"
 
     def by_seed(self, score: Score) -> dict[int | None, float]:
         """The runs' values of one figure, without runs that lack it."""
@@ -66,11 +100,14 @@ class RowRuns:
         return {name: fmean(values) for name, values in each.items()}
 
 
-def group_by_row(runs: Sequence[ScoredRun]) -> tuple[RowRuns, ...]:
-    """The runs by row folder (of a scored model its own), in the given order; runs of a single row each stand alone."""
+def group_by_row(runs: Sequence[ScoredRun], *, together: bool = False) -> tuple[RowRuns, ...]:
+    """The runs by row folder (of a scored model its own), in the given order.
+
+    Runs of a single row each stand alone, unless they stay `together`.
+    """
     once = {run.path: run for run in runs}.values()
     rows = grouped((run.path.parent if run.is_run else run.path, run) for run in once)
-    if len(rows) == 1:
+    if len(rows) == 1 and not together:
         rows = {run.path: [run] for run in once}
     groups = {folder: sorted(own, key=lambda run: run.seed or 0) for folder, own in rows.items()}
     plain = names = [

@@ -1,16 +1,16 @@
 """Which benchmarks count: those where the teacher clearly beats answering without looking; rows that always say yes or no."""
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
+from math import sqrt
 from pathlib import Path
 from statistics import NormalDist, fmean
 from typing import Any
 
 from switchkd_cli.benchmarks import Benchmark
 from switchkd_cli.files.atomic import json_lines
-from switchkd_cli.report.document import Number
+from switchkd_cli.report.document import UPPER, Number
 from switchkd_cli.report.grouping import grouped
-from switchkd_cli.report.stats.intervals import UPPER, standard_error
 from switchkd_cli.report.stats.stored_answers import AnswerLine
 
 BASELINES: dict[str, str] = {"majority": "the majority answer", "blind": "itself without the image"}
@@ -72,6 +72,18 @@ def minus(items: Items, baseline: Items) -> Number:
     differences = [100 * (score - baseline[key]) for key, score in items.items()]
     half = NormalDist().inv_cdf(UPPER) * standard_error(differences, images)
     return Number(fmean(differences), half, len(items), difference=True)
+
+
+def standard_error(values: Sequence[float], images: Sequence[Hashable]) -> float:
+    """The standard error of the mean of two or more values; those of one image are drawn together.
+
+    The variance of independent values plus what the values of one image have in common (Miller 2024, equation 4).
+    """
+    mean, count = fmean(values), len(values)
+    by_image = grouped((image, value - mean) for value, image in zip(values, images, strict=True))
+    alone = sum(d * d for of in by_image.values() for d in of)
+    together = sum(sum(of) ** 2 for of in by_image.values())
+    return sqrt(alone / (count * (count - 1)) + (together - alone) / count**2)
 
 
 def _images(items: Items) -> list[object]:

@@ -1,21 +1,17 @@
 """Test a difference over the same items: paired bootstrap, exact and permutation tests, Holm's correction.
 
 An image with all its questions is drawn and exchanged (see stored_answers.py). The runs are taken as trained: what
-another seed would have given is the question of intervals.py.
+another seed would have given is the question of row_runs.py.
 """
 
-import hashlib
-import pickle
 from collections.abc import Callable, Sequence
-from functools import wraps
 from itertools import product
 from statistics import NormalDist
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from switchkd_cli.report.document import Interval
-from switchkd_cli.report.stats.intervals import LEVEL, POWER, UPPER
+from switchkd_cli.report.document import LEVEL, POWER, UPPER, Interval
 from switchkd_cli.report.stats.stored_answers import Array, Units, ratio
 
 ALPHA = 0.05  # below it, a p-value after Holm's correction is beyond chance
@@ -98,21 +94,6 @@ class ImagePool:
         return np.round(mean, DIGITS)
 
 
-def _remembered(computed: Callable[[Sequence[PairedUnits]], Any]) -> Callable[[Sequence[PairedUnits]], Any]:
-    """Test the same answers once, though several recipes of a report share their rows."""
-    known: dict[tuple[bytes, int], Any] = {}
-
-    @wraps(computed)
-    def remembered(benchmarks: Sequence[PairedUnits]) -> Any:
-        key = (hashlib.sha256(pickle.dumps(list(benchmarks))).digest(), RESAMPLES)
-        if key not in known:
-            known[key] = computed(benchmarks)
-        return known[key]
-
-    return remembered
-
-
-@_remembered
 def interval(benchmarks: Sequence[PairedUnits]) -> Interval | None:
     """The 95 % percentile interval of the mean difference over benchmarks, in points, by a paired bootstrap.
 
@@ -135,7 +116,6 @@ def interval(benchmarks: Sequence[PairedUnits]) -> Interval | None:
     return Interval(float(ends.low), float(ends.high), float(drawn.standard_error) * errors)
 
 
-@_remembered
 def p_value(benchmarks: Sequence[PairedUnits]) -> float:
     """Two-sided p-value of the hypothesis that the rows' answers can be exchanged, unit by unit.
 

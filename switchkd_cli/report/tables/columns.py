@@ -80,11 +80,13 @@ class Columns:
         """The average of a run; None where no task counts."""
         return mean_of(self.counted_tasks)
 
-    def cells(self, scores: Mapping[str, float], *, difference: bool = False) -> tuple[Cell, ...]:
-        """A line of scores, or of differences, with its average."""
+    def cells(self, scores: Mapping[str, float], minus: Mapping[str, float] | None = None) -> tuple[Cell, ...]:
+        """A line of scores, or of their differences from others, with its average."""
+        if minus is not None:
+            scores = {name: scores[name] - minus[name] for name in self.names}
         known = {name: tasks for name, tasks in self.figures.items() if tasks and scores.keys() >= set(tasks)}
         means = {name: fmean(scores[task] for task in tasks) for name, tasks in known.items()}
-        each = {name: Number(mean, difference=difference, **self.shown(name)) for name, mean in means.items()}
+        each = {name: Number(mean, difference=minus is not None, **self.shown(name)) for name, mean in means.items()}
         return tuple(map(each.get, self.figures))
 
     def printed(self, paper: Mapping[str, float]) -> tuple[Cell, ...]:

@@ -26,9 +26,8 @@ def distillation(runs: Sequence[ScoredRun], teacher: TeacherScores) -> Document:
     last = (*controls, ours)
     rows = [Line(run.name, columns.cells(run.scores)) for run in last]
     for control in controls:
-        gain = {name: ours.scores[name] - control.scores[name] for name in columns.names}
-        cells = columns.cells(gain, difference=True)
-        rows.append(Line(f"gain: {ours.title} minus {control.title}", cells, "gain"))
+        gain = columns.cells(ours.scores, control.scores)
+        rows.append(Line(f"gain: {ours.title} minus {control.title}", gain, "gain"))
     recipe, _, world = ours.recipe.partition("@")
     again = f"switchkd ablate {recipe}" + (f" --world {world}" if world else "")
     once = f"one seed ({ours.seed}), so chance is not ruled out: {again} --seeds 5"
@@ -57,10 +56,8 @@ def ablation(
     gains = {row: ours.minus(row, average) for row in missing if row is not ours}
     verdicts = grouped((_verdict(gain), row.title) for row, gain in gains.items() if gain)
 
-    def count(row: RowRuns) -> str | int:
-        return f"{len(row.runs)} of {len(row.runs) + len(missing[row])}" if missing[row] else len(row.runs)
-
-    gained: list[Column] = [("row", "title"), ("seeds", count), ("average", lambda row: row.mean(average))]
+    gained: list[Column] = [("row", "title"), ("seeds", lambda row: row.count(len(seeds)))]
+    gained.append(("average", lambda row: row.mean(average)))
     if reference:
         over_it = {row: row.minus(reference, average) for row in missing if row is not reference}
         gained.append((f"minus {reference.title}", over_it.get))
@@ -141,8 +138,7 @@ def _low_bits(runs: Sequence[ScoredRun], columns: Columns) -> Iterator[Table]:
 
     def minus_full(run: ScoredRun) -> Cell:
         other = full.get(Path(run.results["model"]))
-        gain = {name: run.scores[name] - other.scores[name] for name in columns.names} if other else {}
-        return columns.cells(gain, difference=True)[-1] if gain else None
+        return columns.cells(run.scores, other.scores)[-1] if other else None
 
     sizes: tuple[Column, ...] = (
         ("few bits", "name"),

@@ -6,8 +6,7 @@ from statistics import fmean, stdev
 
 from switchkd_cli.report.document import AVERAGE_HEAD, Column, Interval, Number, Probability, Table
 from switchkd_cli.report.results.paired_items import AnswerUnits
-from switchkd_cli.report.results.row_runs import RowRuns, mean_of, pair_runs, seeds_in_words
-from switchkd_cli.report.stats.intervals import over_seeds
+from switchkd_cli.report.results.row_runs import RowRuns, mean_of, over_seeds, pair_runs, seeds_in_words
 from switchkd_cli.report.stats.significance import ALPHA, RESAMPLES, SEED, PairedUnits, holm, interval, p_value
 from switchkd_cli.report.tables.columns import AVERAGE, Columns
 from switchkd_cli.report.texts import MDE, NOTES
