@@ -16,8 +16,6 @@ from torch import Tensor
 from torch.nn.functional import pad
 from torch.utils._pytree import tree_leaves, tree_map, tree_map_only
 
-from switchkd_cli.report.grouping import grouped
-
 IGNORE = -100
 """Label of a token that is not supervised (the convention of torch's and transformers' cross-entropy)."""
 
@@ -65,7 +63,7 @@ class Example:
     input_ids: Tensor  # [T] int64
     labels: Tensor  # [T] int64, unshifted, IGNORE where not supervised
     turn: Tensor  # [T] int64
-    image: Tensor | None = None  # [T] bool: visual tokens; None: there are none
+    image: Tensor  # [T] bool: visual tokens
     images: tuple[ImageInput, ...] = ()  # in the order of their tokens
     position: Tensor | None = None  # [T] or [A, T]
     instead_of: tuple[Unusable, ...] = ()  # rows that this one replaces
@@ -126,18 +124,19 @@ class Batch:
         return (self.with_blank_images() if images == "blank" else self).images
 
     def _mixed(self, mixture: str) -> tuple[ImageInput, ...]:
-        """Return each image blended with the next one of its layout (with the first one after the last).
+        """Return each image blended with its like in the example next to its own; as it is where that has none of its layout.
 
-        Its share of the blend, in [0, 1), follows from `mixture`, the example's id and which of its images it is.
+        Examples are next to one another by twos, so that no split of a step into micro-batches of even size changes a pair.
+        An image's share of the blend, in [0, 1), follows from `mixture`, its example's id and which of its images it is.
         """
-        mixed, owners = list(self.images), self.image_rows.tolist()
-        for alike in grouped((layout(image), at) for at, image in enumerate(self.images)).values():
-            for at, after in zip(alike, [*alike[1:], alike[0]], strict=True):
-                draw = random.Random(f"{mixture}/{self.ids[owners[at]]}/{owners[:at].count(owners[at])}")
-                own, share = self.images[at], draw.random()
-                pixels = {name: of for name, of in own.items() if of.is_floating_point()}
-                blend = {name: of.lerp(self.images[after][name], 1 - share) for name, of in pixels.items()}
-                mixed[at] = {**own, **blend}
+        owners, mixed = self.image_rows.tolist(), []
+        by_place = {(row, owners[:at].count(row)): self.images[at] for at, row in enumerate(owners)}
+        for (row, number), own in by_place.items():
+            other = by_place.get((row ^ 1, number), own)
+            other = other if layout(other) == layout(own) else own
+            share = random.Random(f"{mixture}/{self.ids[row]}/{number}").random()
+            pixels = {name: of for name, of in own.items() if of.is_floating_point()}
+            mixed.append({**own, **{name: of.lerp(other[name], 1 - share) for name, of in pixels.items()}})
         return tuple(mixed)
 
     @property
@@ -239,7 +238,6 @@ def collate(examples: Sequence[Example], *, pad_token: int) -> Batch:
     """Return a batch of examples, padded on the right to one length, with its attention mask."""
     length = max(len(e.input_ids) for e in examples)
     turn = _stack([e.turn for e in examples], length, -1)
-    image = [torch.zeros_like(e.turn, dtype=torch.bool) if e.image is None else e.image for e in examples]
     given = [e.position for e in examples if e.position is not None]
     spans = [e.spans for e in examples if e.spans is not None]
     aligned = [e.aligned for e in examples if e.aligned is not None]
@@ -253,7 +251,7 @@ def collate(examples: Sequence[Example], *, pad_token: int) -> Batch:
         input_ids=_stack([e.input_ids for e in examples], length, pad_token),
         labels=_stack([e.labels for e in examples], length, IGNORE),
         turn=turn,
-        image=_stack(image, length, False),
+        image=_stack([e.image for e in examples], length, False),
         images=tuple(image for e in examples for image in e.images),
         image_rows=torch.tensor([row for row, e in enumerate(examples) for _ in e.images], dtype=torch.long),
         own=torch.tensor([e.own for e in examples]),

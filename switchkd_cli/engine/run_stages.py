@@ -23,8 +23,8 @@ from switchkd_cli.engine.evaluation import score_model as evaluation
 from switchkd_cli.engine.evaluation.against_teacher import eyes_or_reader, fidelity
 from switchkd_cli.engine.export import model_card
 from switchkd_cli.engine.hub import as_user_error
+from switchkd_cli.engine.models.layer_forwards import shard
 from switchkd_cli.engine.models.low_rank import merge
-from switchkd_cli.engine.models.placement import shard
 from switchkd_cli.engine.paths import FILE as ADAPTER
 from switchkd_cli.engine.paths import Paths
 from switchkd_cli.engine.training.checkpointing import CheckpointWriter, read_state

@@ -247,7 +247,8 @@ class PathSpec(Strict):
     """The model whose head makes logits of the hidden states, behind a trained map to its width (none: `language`'s own). The
     map is dropped with the stage; both models have one vocabulary."""
     images: Literal["given", "blank", "mixed"] = "given"
-    """`blank`: every image is grey. `mixed`: each is blended with another one of the batch; not for terms to labels."""
+    """`blank`: every image is grey. `mixed`: each is blended with that of another example, by twos in the order of a step; not for
+    terms to labels."""
     prompt: Text | None = None
     """The text that it reads in place of each question, with {question} and perhaps {answer} in it (none: the question)."""
     mean: tuple[Name, ...] = ()
@@ -279,11 +280,17 @@ class PathSpec(Strict):
         """Whether the teacher's projector reads the features of a student's tower, through the switch's adapter if there is one."""
         return self.vision in LEARNING and self.projector == "teacher"
 
+    def source(self, kind: str, *, adapted: bool) -> str:
+        """Return the model that an output of this kind is as wide as. `adapted`: the switch has an adapter."""
+        vision = self.projector if adapted and self.is_switch else self.vision
+        of_kind = {"features": vision, "tokens": self.projector, "mapped": self.speaks, "attention": self.language}
+        return of_kind[kind]
+
     @property
     def trains(self) -> set[str]:
         """The parts that its gradient reaches."""
         of_student = {part for part in MODULES if getattr(self, part) == "student" and not self.mean}
-        return of_student | {"adapter"} if self.is_switch else of_student
+        return of_student | {"adapter"} if of_student and self.is_switch else of_student
 
 
 MODULES = ("vision", "projector", "language")
@@ -419,8 +426,23 @@ class Term(Strict):
     @property
     def paths(self) -> frozenset[str]:
         """The paths whose outputs this term reads: `of`, `to`, and those that its loss or its score names itself."""
-        named = {*self.signature.sides} - {"student", "teacher"}
-        return frozenset({self.of, self.to, *named, *(self.score.sides if self.score else ())} - {"labels"})
+        return frozenset({*self.sides.values(), *(self.score.sides if self.score else ())})
+
+    @property
+    def sides(self) -> dict[str, str]:
+        """The path that each side of its loss is: its `of` and `to`, and any other the path of this name."""
+        named = {side: side for side in self.signature.sides}
+        return {**named, "teacher": self.of if self.to == "labels" else self.to, "student": self.of}
+
+    @property
+    def reads(self) -> frozenset[tuple[str, str]]:
+        """What its loss reads: paths, each with the kind of its output."""
+        return frozenset((self.sides[side], kind) for side, kind in self.signature.reads)
+
+    @property
+    def kinds(self) -> frozenset[str]:
+        """The kinds of outputs that it compares."""
+        return frozenset(kind for _, kind in self.signature.reads)
 
     @property
     def signature(self) -> registry.Signature:
@@ -594,6 +616,21 @@ class Stage(Strict):
     """The terms whose weighted sum is minimised."""
     _known: Mapping[str, PathSpec] = PrivateAttr(default=BUILT_IN)
     """Every path of its recipe, by name."""
+
+    def micro_batch_of(self, processes: int) -> int:
+        """Return how many examples a process holds at once: `micro_batch`, or the largest number below that divides its share.
+
+        The processes divide the batch evenly: `preflight.check_batches` has checked it.
+        """
+        each = self.batch // processes
+        return max(n for n in range(1, min(self.micro_batch or each, each) + 1) if each % n == 0)
+
+    def parts_examples(self, processes: int) -> bool:
+        """Whether the micro-batches of these processes part examples that a focus ranks, or two whose images are mixed."""
+        held = self.micro_batch_of(processes)
+        ranked = any(term.focus is not None and term.focus.of == "examples" for term in self.objective)
+        mixed = any(path.images == "mixed" for path in self.readings.values())
+        return (ranked and held != (self.micro_batch or self.batch)) or (mixed and held % 2 == 1)
 
     @property
     def paths(self) -> frozenset[str]:

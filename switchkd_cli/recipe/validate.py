@@ -222,9 +222,9 @@ def _objective(stage: Stage, path: Location, recipe: Recipe) -> Iterator[Problem
             yield place, f"the stage does not train it, got {part!r} (trained: {', '.join(stage.train)})"
     known = recipe.known_paths
     yield from _answers(stage, path, terms, known)
-    mixed = any(path.images == "mixed" for path in stage.readings.values())
-    if mixed and 1 in (stage.batch, stage.micro_batch):
-        yield (*path, "micro_batch"), "an image is mixed with another one of its micro-batch, got 1"
+    size = stage.micro_batch or stage.batch
+    if size % 2 and any(of.images == "mixed" for of in stage.readings.values()):
+        yield (*path, "micro_batch"), f"images are mixed by two examples of a micro-batch: an even number, got {size}"
     for place, term in terms:
         yield from _loss(term, place, known)
         yield from _sides(term, place, stage.train, recipe)
@@ -306,7 +306,7 @@ def _sides(term: Term, path: Location, train: Sequence[str], recipe: Recipe) -> 
     """Yield what is wrong with the paths that a term names, and with what it trains."""
     of, to, trained, known = term.of, term.to, ", ".join(train), recipe.known_paths
     named = sorted({*term.signature.sides} - {"student", "teacher"})
-    more = ", ".join(sorted({kind for _, kind in term.signature.reads} - {"logits"}))
+    more = ", ".join(sorted(term.kinds - {"logits"}))
     for key, side in (("of", of), ("to", to), *(("loss", name) for name in named)):
         what = f"path, which {term.loss} reads" if key == "loss" else "path"
         yield from _unknown((*path, key), what, side, [*known, *["labels"] * (key == "to")])

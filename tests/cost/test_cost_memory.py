@@ -23,8 +23,8 @@ from switchkd_cli.engine.cost.step_memory import (
 from switchkd_cli.engine.cost.workload import Computation, MicroBatch
 from switchkd_cli.engine.losses.ops.state import State
 from switchkd_cli.engine.models.llava_parts import LLAVA
+from switchkd_cli.engine.models.low_bits import pack
 from switchkd_cli.engine.models.low_rank import adapter_sizes, add_adapters
-from switchkd_cli.engine.models.packed import pack
 from switchkd_cli.engine.models.shape import ModelShape
 from switchkd_cli.engine.paths import Paths
 from switchkd_cli.engine.training.chunked import ChunkedObjective
@@ -210,7 +210,7 @@ def peaks(names, cast, recomputed, tmp_path):
     paths, objective = pair(64, columns=COLUMNS), objective_of(names)
     paths.recompute(recomputed)
     batch = tiny.batch(paths.student, tmp_path, "chained", tiny.rows(tmp_path) * 3)
-    keep, normalizers, chunks = (objective.keep(batch), objective.normalizers([batch]), ChunkedObjective(objective))
+    keep, counts, chunks = (objective.keep(batch), objective.counts([batch]), ChunkedObjective(objective))
     train = frozenset({"vision", "projector", "language"})
     only(paths, train)
 
@@ -218,7 +218,7 @@ def peaks(names, cast, recomputed, tmp_path):
         with torch.autocast("cpu", torch.bfloat16, enabled=cast):
             outputs = paths(batch, chunks.outputs, keep)
         heads = paths.heads(torch.bfloat16 if cast else None)
-        chunks(LossInputs(outputs, heads, batch, keep, normalizers))[0].backward()
+        chunks(LossInputs(outputs, heads, batch, keep, counts))[0].backward()
 
     step()  # afterwards the gradients are there
     precision = precision_of("bf16" if cast else "fp32", 0)

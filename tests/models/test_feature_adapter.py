@@ -147,7 +147,7 @@ def test_answers_are_compared_one_by_one_whatever_the_number_of_visual_tokens(tm
         if not dense:
             monkeypatch.setattr("switchkd_cli.engine.lm_head.LOGITS", 5 * paths.vocabulary)
         way, keep = ChunkedObjective(objective, dense=dense), objective.keep(batch)
-        inputs = LossInputs(paths(batch, way.outputs, keep), paths.heads(), batch, keep, objective.normalizers([batch]))
+        inputs = LossInputs(paths(batch, way.outputs, keep), paths.heads(), batch, keep, objective.counts([batch]))
         parts.append(way(inputs, figures.add if dense else None)[1])
     torch.testing.assert_close(parts[0]["align"], expected.detach())
     torch.testing.assert_close(parts[1], parts[0])

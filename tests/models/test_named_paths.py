@@ -2,12 +2,14 @@
 
 import copy
 from dataclasses import replace
+from itertools import chain
 
 import pytest
 import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
+from switchkd_cli.engine.batch import collate
 from switchkd_cli.engine.cost import flops
 from switchkd_cli.engine.cost.step_memory import FP32, activations
 from switchkd_cli.engine.cost.workload import Computation
@@ -132,8 +134,8 @@ def test_a_second_head_reads_the_same_states_behind_a_trained_map_that_is_droppe
     torch.testing.assert_close(given["second"], paths.teacher.logits(mapped)[:, : paths.vocabulary])
     assert of_student == 1 and torch.equal(given["second.hidden"], mapped)
     chunked = ChunkedObjective(Objective(terms[1:]))
-    normalizers = objective.normalizers([batch])
-    loss, _ = chunked(LossInputs(paths(batch, chunked.outputs, keep), paths.heads(), batch, keep, normalizers))
+    counts = objective.counts([batch])
+    loss, _ = chunked(LossInputs(paths(batch, chunked.outputs, keep), paths.heads(), batch, keep, counts))
     loss.backward()
     expected = losses.forward_kl(logits_of(paths, batch, "teacher")["teacher"], given["second"]).mean()
     torch.testing.assert_close(loss, expected)
@@ -172,7 +174,8 @@ def test_blind_paths_see_what_a_batch_with_blank_images_shows(tmp_path):
 
 def test_mixed_images_are_one_mixture_for_every_path_and_follow_from_the_step(tmp_path):
     paths = pair(copy.deepcopy(tiny.model(seed=1)))
-    batch = replace(read(paths, tmp_path), mixture="0/distill/3")
+    pictured = [row for row in tiny.rows(tmp_path) if "image" in row]
+    batch = replace(read(paths, tmp_path, which=pictured), mixture="0/distill/3")
     first, again = (logits_of(paths, batch, "mixed", "mixed_student", "student") for _ in range(2))
     assert torch.equal(first["mixed"], first["mixed_student"]) and torch.equal(first["mixed"], again["mixed"])
     other = logits_of(paths, replace(batch, mixture="0/distill/4"), "mixed")
@@ -181,6 +184,24 @@ def test_mixed_images_are_one_mixture_for_every_path_and_follow_from_the_step(tm
     share = ((batch.shown("mixed", "0")[0]["pixel_values"] - after) / (here - after)).nanmedian()
     assert 0 <= share < 1
     torch.testing.assert_close(batch.shown("mixed", "0")[0]["pixel_values"], share * here + (1 - share) * after)
+
+
+def test_mixed_images_are_the_same_however_a_step_is_split(tmp_path):
+    data = tiny.conversations(tiny.model(), tmp_path)
+    examples = [data[i % len(data)] for i in range(6)]
+    of_step, *parts = (
+        collate(some, pad_token=0).shown("mixed", "0") for some in (examples, examples[:2], examples[2:])
+    )
+    for one, other in zip(of_step, chain.from_iterable(parts), strict=True):
+        assert torch.equal(one["pixel_values"], other["pixel_values"])
+
+
+def test_mapped_states_behind_another_head_are_as_wide_as_its_model_s(tmp_path):
+    paths = pair(tiny.model(24, seed=2)).train()
+    paths.adapt({"second.mapped", "teacher.mapped"})
+    batch = read(paths, tmp_path)
+    given = paths(batch, {"second.mapped", "teacher.mapped"}, batch.predicting_in_all("answer"))
+    assert given["second.mapped"].shape == given["teacher.mapped"].shape
 
 
 @pytest.mark.parametrize("turns", ["chained", "independent"])
@@ -243,7 +264,7 @@ def computed(paths, terms, means, batch, way=None):
     keep, found = objective.keep(batch), {}
     way = way(objective) if way else objective
     outputs = paths(batch, way.outputs, keep)
-    inputs = LossInputs(outputs, paths.heads(), batch, keep, objective.normalizers([batch]))
+    inputs = LossInputs(outputs, paths.heads(), batch, keep, objective.counts([batch]))
     way(inputs, on_values=lambda name, values, *_: found.setdefault(name, []).append(values.detach()))
     return {name: torch.cat(values) for name, values in found.items()}
 

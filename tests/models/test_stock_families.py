@@ -378,7 +378,7 @@ def test_a_bound_of_the_logits_is_part_of_the_objective_in_chunks_too(tmp_path):
     for path in ("student", "teacher", "switch"):
         torch.testing.assert_close(heads(path, outputs[f"{path}.hidden"]), outputs[path])
         assert outputs[path].abs().max() < 5.0
-    inputs = LossInputs(outputs, heads, batch, keep, objective.normalizers([batch]))
+    inputs = LossInputs(outputs, heads, batch, keep, objective.counts([batch]))
     total, parts = ChunkedObjective(objective)(inputs)
     torch.testing.assert_close(sum(parts.values()), ChunkedObjective(objective, dense=True)(inputs)[0].detach())
     used = list(student.used_parameters("language").values())

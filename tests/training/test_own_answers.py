@@ -135,7 +135,7 @@ def test_given_and_own_answers_are_counted_apart(tmp_path):
     of = loop(tmp_path, objective=terms, answers=ALL_OWN | {"own": 0.5})
     (batch,) = of.answers(group(of), 0)[0]
     assert batch.own.tolist() == [False, True, False, True]
-    counts = of.trainer.objective.normalizers([batch]).counts
+    counts = of.trainer.objective.counts([batch])
     by_term = [int(counts[of.trainer.objective.counted(term)]) for term in of.trainer.objective.terms]
     own = int((batch.labels[batch.own] != IGNORE).sum())
     both = int((batch.labels != IGNORE).sum())

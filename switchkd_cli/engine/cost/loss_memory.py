@@ -55,14 +55,14 @@ def _measured(terms: tuple[str, ...], number: int, columns: int) -> float | None
     draw = torch.Generator().manual_seed(0)
     try:
         objective = Objective(of_terms, map_of_ids)
-        keep, normalizers = objective.keep(batch), objective.normalizers([batch], 0.5)
+        keep, counts = objective.keep(batch), objective.counts([batch])
         shape = int(batch.read_by("student", keep)[1].sum()), columns
         random = {path: 3 * torch.randn(shape, generator=draw) for path in sorted(objective.outputs)}
         with MemTracker() as tracker:
             logits = {path: z.to(DTYPES[number], copy=True) for path, z in random.items()}
             for path in logits.keys() - {"teacher"}:
                 logits[path].requires_grad_()
-            inputs = LossInputs(logits, None, batch, keep, normalizers)
+            inputs = LossInputs(logits, None, batch, keep, counts, 0.5)
             objective.total(objective(inputs)).backward()
         return tracker.get_tracker_snapshot("peak")[torch.device("cpu")]["Total"] / math.prod(shape)
     except Exception:  # noqa: BLE001 - a loss may raise anything, and a plan doesn't fail for it

@@ -66,7 +66,7 @@ def estimate_run(
         estimate.notes += check_fit(estimate.pair, config.remedies)
         here = {name: model.blueprint for name, model in known.items() if model.blueprint is not None}
         if here.keys() == known.keys():
-            check_paths(config.stages, here)
+            check_paths(config.stages, here, adapted=config.switch.adapter is not None)
         pair = ModelPair(student.shape, vocabulary.shared)
         if teacher is not None:  # it stays in memory in every stage, as it is built before the first
             frozen = sum(model.shape.parameters for model in known.values()) - student.shape.parameters

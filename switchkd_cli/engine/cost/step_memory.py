@@ -40,8 +40,7 @@ from typing import Any
 
 from switchkd_cli.engine.cost.workload import Computation, MicroBatch, ModelPair
 from switchkd_cli.engine.lm_head import positions
-from switchkd_cli.engine.models.low_bits import GROUP
-from switchkd_cli.engine.models.packed import BYTES
+from switchkd_cli.engine.models.low_bits import BYTES, GROUP
 from switchkd_cli.engine.models.shape import LanguageShape, ModelShape, ProjectorShape, VisionShape
 from switchkd_cli.planning.estimate import Machine
 

@@ -13,9 +13,8 @@ from torch import Tensor
 
 from switchkd_cli.engine.export.runtimes import Runtime, unlike_llava
 from switchkd_cli.engine.models.blueprint import Blueprint, max_positions
-from switchkd_cli.engine.models.processors import normalisation
+from switchkd_cli.engine.models.processors import normalisation, to_be_saved
 from switchkd_cli.engine.models.shape import features_of, layers_before_features, patch_grid
-from switchkd_cli.engine.models.tokenizers import to_be_saved
 from switchkd_cli.package_data import read_yaml
 
 NAMES: dict[str, Any] = read_yaml(__file__)

@@ -18,7 +18,7 @@ from switchkd_cli.engine.models.checkpoint_files import check_config, read_confi
 from switchkd_cli.engine.models.family import Family, Published
 from switchkd_cli.engine.models.ldpnet import LlavaLdpConfig
 from switchkd_cli.engine.models.llava import LANGUAGE_MODELS, SEAM, TOWERS, LlavaBlueprint, joined, processor_for
-from switchkd_cli.engine.models.tokenizers import IMAGE, own_template, read_tokenizer, widen
+from switchkd_cli.engine.models.processors import IMAGE, own_template, read_tokenizer, widen
 from switchkd_cli.engine.weights import check_memory, check_weights, load_weights
 from switchkd_cli.errors import UserError, did_you_mean
 from switchkd_cli.recipe.schema import Fresh, Parts

@@ -142,6 +142,16 @@ def vision_width(config: PretrainedConfig) -> int:
     return _of(config.vision_config, "embed_dim", "hidden_size")  # with both, the second is L's
 
 
+def output_widths(config: PretrainedConfig, levels: int) -> dict[str, int]:
+    """Return the size of the last axis of what an adapter may stand behind: `features`, `tokens`, `mapped`, `attention`.
+
+    `levels`: how many vectors of L's width a visual token has.
+    """
+    text = config.get_text_config()
+    widths = {"features": vision_width(config) * levels, "tokens": text.hidden_size * levels}
+    return {**widths, "mapped": text.hidden_size, "attention": text.num_attention_heads}
+
+
 def layers_before_features(config: PretrainedConfig) -> int:
     """Return the number of vision layers up to the features; `vision_feature_layer` is counted from the end."""
     layers = _of(config.vision_config, "num_hidden_layers", "depth")

@@ -13,12 +13,11 @@ from switchkd_cli.engine.batch import Batch, ImageInput, PerImage, together
 from switchkd_cli.engine.inputs import InputProcessor, PreparedImage
 from switchkd_cli.engine.lm_head import capped
 from switchkd_cli.engine.models.checkpoint_files import FIELDS
-from switchkd_cli.engine.models.layer_forwards import only_at, recompute_layers
+from switchkd_cli.engine.models.layer_forwards import Offloaded, only_at, recompute_layers
 from switchkd_cli.engine.models.low_rank import MARK
 from switchkd_cli.engine.models.model_folder import save
-from switchkd_cli.engine.models.placement import Offloaded
 from switchkd_cli.engine.models.seams import GRID, Seam, output_of, replaced
-from switchkd_cli.engine.models.shape import vision_width
+from switchkd_cli.engine.models.shape import output_widths
 
 EAGER = {"_attn_implementation": "eager"}
 """Of L's config: the only implementation that returns attention weights."""
@@ -100,14 +99,8 @@ class VisionLanguageModel(nn.Module):
 
     @property
     def widths(self) -> dict[str, int]:
-        """The size of the last axis of what an adapter may stand behind: `features`, `tokens`, `mapped`, `attention`."""
-        text = self.model.config.get_text_config()
-        return {
-            "features": vision_width(self.model.config) * self._in_token,
-            "tokens": text.hidden_size * self._in_token,
-            "mapped": text.hidden_size,
-            "attention": text.num_attention_heads,
-        }
+        """See `output_widths`."""
+        return output_widths(self.model.config, self._in_token)
 
     @property
     def head(self) -> Tensor:

@@ -191,15 +191,6 @@ def make_loader(
     return Loader(batches, stage.name, warn)
 
 
-def micro_batch_size(stage: Stage, processes: int) -> int:
-    """Return how many examples a process holds at once: `micro_batch`, or the largest number below that divides its share.
-
-    The batch can be divided evenly among the processes: `preflight.check_batches` has checked it.
-    """
-    each = stage.batch // processes
-    return max(n for n in range(1, min(stage.micro_batch or each, each) + 1) if each % n == 0)
-
-
 def rows_of_process(visited: Sequence[int], micro_batch: int, rank: int, processes: int) -> list[int]:
     """Return the rows of one process: the micro-batches of a step go to the processes in turn."""
     firsts = range(rank * micro_batch, len(visited), processes * micro_batch)

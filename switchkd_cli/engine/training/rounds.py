@@ -14,7 +14,7 @@ from switchkd_cli.engine.batch import Batch
 from switchkd_cli.engine.data.conversation import Examples, Mixture, Variants
 from switchkd_cli.engine.training.chunked import ChunkedObjective
 from switchkd_cli.engine.training.data_loader import grouped_order, lengths_and_images, mixed_order, visit_order
-from switchkd_cli.engine.training.objective import LossInputs, Normalizers, Objective
+from switchkd_cli.engine.training.objective import LossInputs, Objective
 from switchkd_cli.engine.training.trainer import Trainer
 from switchkd_cli.recipe.schema import Stage
 
@@ -160,7 +160,7 @@ def row_sums(trainer: Trainer, names: Iterable[str], batch: Batch) -> dict[str, 
     nothing = Objective((), trainer.paths.tokens)
     objective = ChunkedObjective(nothing, dense=replica.heads is None, also=("student", "teacher"))
     outputs = replica(batch, objective.outputs, keep)
-    objective(LossInputs(outputs, replica.heads, batch, keep, Normalizers({})), add)
+    objective(LossInputs(outputs, replica.heads, batch, keep, {}), add)
     return {name: of.cpu() for name, of in sums.items()}
 
 

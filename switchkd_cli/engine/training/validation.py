@@ -16,8 +16,8 @@ from switchkd_cli.engine.data.conversation import Conversations, Examples, Mixtu
 from switchkd_cli.engine.data.rows import Fault, Rows
 from switchkd_cli.engine.training.checkpointing import random_state, set_random_state
 from switchkd_cli.engine.training.chunked import ChunkedObjective
-from switchkd_cli.engine.training.data_loader import order
-from switchkd_cli.engine.training.objective import LossInputs, Normalizers
+from switchkd_cli.engine.training.data_loader import order, rows_of_process
+from switchkd_cli.engine.training.objective import LossInputs
 from switchkd_cli.engine.training.trainer import Trainer
 from switchkd_cli.errors import UserError
 from switchkd_cli.recipe.schema import HIGHER, VALIDATION, Stage, Validation
@@ -149,9 +149,9 @@ class Validator:
     def _batches(self, filler: Batch, unusable: list[Unusable]) -> Iterator[tuple[Batch, bool]]:
         """Yield this process's batches, and whether each counts; as many in every process, as they compute together."""
         count, size = self.trainer.processes.count, self.trainer.micro_batch
-        mine = self.data.chosen[self.trainer.processes.rank :: count]
+        mine = rows_of_process(self.data.chosen, size, self.trainer.processes.rank, count)
         pad_token = self.trainer.paths.student.inputs.tokenizer.pad_token_id
-        for first in range(0, math.ceil(len(self.data) / count), size):
+        for first in range(0, math.ceil(len(self.data) / (size * count)) * size, size):
             examples = []
             for row in mine[first : first + size]:
                 try:
@@ -179,10 +179,10 @@ class Validator:
                 agreed[here] = first["student"] == first["teacher"]
 
         outputs = replica(batch, self.loss.outputs, keep)
-        number = objective.normalizers([batch]).counts
-        whole = Normalizers(dict.fromkeys(number, torch.ones(())), trainer.progress)
+        number = objective.counts([batch])
+        given = outputs, replica.heads, batch, keep, dict.fromkeys(number, torch.ones(())), trainer.progress
         kept = trainer.states.weights(trainer.progress), trainer.states.of_losses
-        _, parts = self.loss(LossInputs(outputs, replica.heads, batch, keep, whole, *kept), compare)
+        _, parts = self.loss(LossInputs(*given, *kept), compare)
         if not counts:
             return {}
         of_terms = {term.name: int(number[objective.counted(term)]) for term in objective.terms}

@@ -17,7 +17,6 @@ from switchkd_cli.engine.batch import PerImage
 from switchkd_cli.engine.lm_head import Heads
 from switchkd_cli.engine.models.vision_language_model import VisionLanguageModel
 from switchkd_cli.engine.paths import Paths
-from switchkd_cli.engine.training.data_loader import micro_batch_size
 from switchkd_cli.engine.training.optimizer import Groups, collected, make_optimizer
 from switchkd_cli.engine.training.processes import Processes, backend
 from switchkd_cli.recipe.schema import DeepSpeed, Stage
@@ -27,7 +26,7 @@ MOMENTS = ("exp_avg", "exp_avg_sq")
 
 def deepspeed_config(stage: Stage, deepspeed: DeepSpeed, precision: str, processes: Processes) -> dict[str, Any]:
     """Return DeepSpeed's configuration of a stage. No field that changes the numbers is left to its default."""
-    micro_batch = micro_batch_size(stage, processes.count)
+    micro_batch = stage.micro_batch_of(processes.count)
     on_host = {"device": "cpu", "pin_memory": processes.device.type == "cuda"}
     zero: dict[str, Any] = {"stage": deepspeed.zero}
     if deepspeed.offload != "none":
