@@ -32,7 +32,7 @@ from switchkd_cli.engine.training.loop import Log, train
 from switchkd_cli.engine.training.optimizer import check_schedules
 from switchkd_cli.engine.training.processes import ALONE, Processes
 from switchkd_cli.engine.training.trackers import Trackers
-from switchkd_cli.engine.training.training_warnings import check_images
+from switchkd_cli.engine.training.training_warnings import check_images, check_pairs
 from switchkd_cli.engine.training.validation import split
 from switchkd_cli.errors import MACHINE, UserError, shown
 from switchkd_cli.files.atomic import atomic_folder, link_files, write_json
@@ -78,6 +78,7 @@ def train_stages(
     for rows in data.values():
         rows.inspect()
     check_images(stages, {name: rows.has_images for name, rows in data.items()})
+    check_pairs(stages, {name: rows.rows.survey.has_pairs for name, rows in data.items()})
     if processes.first:
         left_out = _rehearse(run, paths, data, folder)
         if not folder.metrics.exists():  # otherwise the run is resumed

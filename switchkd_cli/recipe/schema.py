@@ -4,9 +4,11 @@ What one field means for another is checked in validate.py. The text below a fie
 writes docs/recipe_fields.md from it.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from contextlib import suppress
 from typing import Annotated, Any, ClassVar, Literal, Self, get_args
 
+import pydantic
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Discriminator, Field, PrivateAttr, Tag, model_validator
 from pydantic_core import PydanticCustomError
 
@@ -44,6 +46,44 @@ class Strict(BaseModel):
     """A frozen model without unknown keys, NaN or infinity."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+    @classmethod
+    def as_far_as_it_fits(cls, data: Any) -> Self:
+        """Return broken data as a model, to check the rest of it: what is missing or wrong has a stand-in (`_stand_in`)."""
+        return cls.model_validate(data, extra="ignore", context=_BROKEN)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _has_every_field(cls, value: Any, info: pydantic.ValidationInfo) -> Any:
+        if info.context is not _BROKEN:
+            return value
+        needed = [field.alias or name for name, field in cls.model_fields.items() if field.is_required()]
+        return dict.fromkeys(needed) | (value if isinstance(value, dict) else {})
+
+    @pydantic.field_validator("*", mode="wrap")
+    @classmethod
+    def _fits_or_stands_in(cls, value: Any, fit: Callable[[Any], Any], info: pydantic.ValidationInfo) -> Any:
+        try:
+            return fit(value)
+        except pydantic.ValidationError as error:
+            if info.context is not _BROKEN:
+                raise
+            wrong = {item["loc"][0] for item in error.errors() if item["loc"]}
+        if isinstance(value, dict):
+            with suppress(pydantic.ValidationError):
+                return fit({key: of for key, of in value.items() if key not in wrong})
+        return _stand_in(cls.model_fields[str(info.field_name)])
+
+
+_BROKEN = "what is wrong has a stand-in"  # the context of a validation
+
+
+def _stand_in(field: Any) -> Any:
+    """Return a field's default or, where that is None or there is none, an empty value: the field is there, but says nothing."""
+    if not field.is_required() and field.default is not None:
+        return field.default
+    forms = [getattr(form, "__origin__", form) for form in (field.annotation, *get_args(field.annotation))]
+    return next((form() for form in forms if form in (str, int, float, tuple, dict)), "")
 
 
 class Fresh(Strict):
@@ -228,15 +268,6 @@ class PathSpec(Strict):
             return value
         return dict.fromkeys(MODULES, value["model"]) | {key: of for key, of in value.items() if key != "model"}
 
-    @model_validator(mode="after")
-    def _is_mean_or_goes_through_models(self) -> Self:
-        ours = self.vision, self.projector, self.language, self.head, self.images, self.prompt
-        if self.mean and ours != ("student", "student", "student", None, "given", None):
-            raise PydanticCustomError("path", "is either the mean of paths or goes through models")
-        if (self.by == "loss" and not self.mean) or (self.temperature != 1.0 and self.by != "loss"):
-            raise PydanticCustomError("path", "`by` is for a mean of paths, `temperature` for `by: loss`")
-        return self
-
     @property
     def models(self) -> frozenset[str]:
         """The models whose modules it goes through."""
@@ -420,12 +451,12 @@ class Term(Strict):
     @property
     def signature(self) -> registry.Signature:
         """The signature of its loss."""
-        return registry.signature(self.kind, self.loss)
+        return registry.read_signature(self.kind, self.loss)
 
     @property
     def score(self) -> registry.Signature | None:
         """The signature of the score that the term's positions are weighted by, if they are not all equal."""
-        return registry.signature("focus", self.focus.by) if self.focus and self.focus.share != 1 else None
+        return registry.read_signature("focus", self.focus.by) if self.focus and self.focus.share != 1 else None
 
 
 class Answers(Strict):
@@ -495,7 +526,7 @@ class Mixer(Strict):
     by: str
     """The rule, a name in registry.yaml: `ddk` sets the weights of a mixture, the others choose rows; docs/methods.md."""
     rounds: Count
-    """Into how many rounds of equal length the stage's steps are divided."""
+    """Into how many rounds of equal length the stage's steps are divided: at most as many as it has steps."""
     rows: Count = 64
     """Of weights: held-out rows of each data set, which the stage doesn't train on; at most a tenth of the set."""
     candidates: Count = 1

@@ -99,7 +99,7 @@ def alone():
         to = "teacher" if any(side == "teacher" for side, _ in registry.signature("loss", loss).reads) else "labels"
         for of in ("student", "switch"):
             term = {"name": "only", "loss": loss, "of": of, "to": to}
-            yield from ((term, part) for part in sorted(_reach(term)))
+            yield from ((term, part) for part in sorted(_reach(Term(**term))))
 
 
 @pytest.mark.parametrize(

@@ -55,7 +55,7 @@ class DataSample:
     """A data set of `rows` examples and the `lengths` of a random sample of them.
 
     `independent`: turns don't see one another. `source`: where the lengths are from. `notes` say which examples can't
-    be used, or only in part. `has_images`: some example of the data set, sampled or not, has one.
+    be used, or only in part. `has_images`, `has_pairs`: some example of the data set, sampled or not, has one.
     `opened`: its rows, where all of them are here with their images.
     """
 
@@ -65,6 +65,7 @@ class DataSample:
     source: str
     notes: tuple[str, ...] = ()
     has_images: bool = True
+    has_pairs: bool = True
     opened: Rows | None = None
 
     @staticmethod
@@ -222,7 +223,8 @@ def sample_data(
     guess = f", a token taken as {CHARACTERS} characters" if model.blueprint is None else ""
     source, independent = f"a sample of {len(lengths)} rows{guess}", data.turns == "independent"
     opened = data if check_images else None  # a part of a set says little
-    return DataSample(rows or len(data), tuple(lengths), independent, source, tuple(notes), has_images, opened)
+    has = has_images, data.survey.has_pairs
+    return DataSample(rows or len(data), tuple(lengths), independent, source, tuple(notes), *has, opened)
 
 
 def _counted(example: Example, images: int) -> RowLengths:

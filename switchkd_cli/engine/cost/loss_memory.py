@@ -14,7 +14,6 @@ from typing import cast
 import torch
 from torch.distributed._tools.mem_tracker import MemTracker
 
-from switchkd_cli import registry
 from switchkd_cli.engine.batch import IGNORE, PREFERRED, Example, collate
 from switchkd_cli.engine.data.conversation import OF_TEACHER
 from switchkd_cli.engine.token_map import TokenMap
@@ -32,7 +31,7 @@ def bytes_per_logit(terms: Sequence[Term], number: int, vocabulary: int) -> floa
     `number`: bytes of a logit. The smaller a vocabulary, the larger the share of it in front of a knee; above COLUMNS the
     figure is that of COLUMNS, and rather high. None where the losses can't be computed on the example.
     """
-    kinds = {term.loss: {kind for _, kind in registry.signature("loss", term.loss).reads} for term in terms}
+    kinds = {term.loss: {kind for _, kind in term.signature.reads} for term in terms}
     of_logits = [term for term in terms if "logits" in kinds[term.loss]]
     described = tuple(term.model_dump_json() for term in of_logits)
     return _measured(described, number, min(vocabulary, COLUMNS)) if described else 0.0

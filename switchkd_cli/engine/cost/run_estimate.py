@@ -21,7 +21,7 @@ from switchkd_cli.engine.evaluation.score_model import evaluation_sets
 from switchkd_cli.engine.models.low_rank import adapter_sizes
 from switchkd_cli.engine.training.data_loader import count_steps
 from switchkd_cli.engine.training.rounds import scored_rows
-from switchkd_cli.engine.training.training_warnings import check_images
+from switchkd_cli.engine.training.training_warnings import check_images, check_pairs
 from switchkd_cli.planning import estimate as plan
 from switchkd_cli.planning.estimate import Machine, RunEstimate, StageEstimate
 from switchkd_cli.recipe.run import Run
@@ -92,6 +92,7 @@ def estimate_run(
                     estimate.notes += [f"{unsearched}: {', '.join(absent)}"] * bool(absent)
                 estimate.looks = looks(config, opened, sets)
     check_images(config.stages, {name: sample.has_images for name, sample in samples.items()})
+    check_pairs(config.stages, {name: sample.has_pairs for name, sample in samples.items()})
     for i, stage in enumerate(config.stages):
         sample = DataSample.of_stage(stage, samples)
         of_stage = pair

@@ -12,9 +12,11 @@ import math
 import torch
 from torch import Tensor
 
+from switchkd_cli.ranges import Positive, Share
+
 
 def ddk(
-    weights: Tensor, student_loss: Tensor, teacher_loss: Tensor, *, smoothing: float = 0.5, temperature: float = 1.0
+    weights: Tensor, student_loss: Tensor, teacher_loss: Tensor, *, smoothing: Share = 0.5, temperature: Positive = 1.0
 ) -> Tensor:
     """Return weights by how much larger the student's perplexity is than the teacher's (DDK, 2407.16154, Eq. 2).
 

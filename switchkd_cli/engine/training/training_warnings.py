@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from switchkd_cli.engine.batch import Batch, ImageInput
+from switchkd_cli.engine.batch import PREFERRED, Batch, ImageInput
 from switchkd_cli.engine.training.diagnostics import SHARE
 from switchkd_cli.engine.training.figures import Figure, measure
 from switchkd_cli.engine.training.trainer import Trainer
@@ -45,6 +45,17 @@ def check_images(stages: Sequence[Stage], has_images: Mapping[str, bool]) -> Non
         hints += [remedy(stage, parts, terms)] if needing else []
     if problems:
         raise UserError(problems, hint="; ".join(hints))
+
+
+def check_pairs(stages: Sequence[Stage], has_pairs: Mapping[str, bool]) -> None:
+    """Raise UserError for terms on preferences, in stages whose data have none. `has_pairs` says of each data set whether it has."""
+    problems = []
+    for stage in (stage for stage in stages if not any(has_pairs.get(name, True) for name in stage.trained_on)):
+        terms = [f"{term.name} is on: {term.on}" for term in stage.objective if term.on in PREFERRED and term.weight]
+        none = f"and no row of {', '.join(stage.trained_on)} has a preferred answer and a rejected one"
+        problems += [f"stages.{stage.name}.objective.{term}, {none}" for term in terms]
+    if problems:
+        raise UserError(problems, hint="train on rows with preferences (docs/data.md), or leave `on` out")
 
 
 def remedy(stage: Stage, parts: Collection[str], terms: Collection[str]) -> str:

@@ -120,7 +120,7 @@ def knee_rank(sorted_logits: Tensor, window: int | None = None) -> Tensor:
 
 @dataclass(frozen=True)
 class TopKAtKnee:
-    """Selects a leader's highest ids up to its knee; min_k = max_k are a fixed number. Raises ValueError for bad bounds.
+    """Selects a leader's highest ids up to its knee; min_k = max_k are a fixed number.
 
     window: search the knee among this many of the highest logits; None: among all.
     """
@@ -128,13 +128,6 @@ class TopKAtKnee:
     window: int | None
     min_k: int
     max_k: int | None
-
-    def __post_init__(self) -> None:
-        if self.window is not None and self.window < 1:
-            raise ValueError(f"window must be 1 or more, got {self.window}")
-        if self.min_k < 1 or (self.max_k is not None and self.max_k < self.min_k):
-            bounds = f"min_k={self.min_k}, max_k={self.max_k}"
-            raise ValueError(f"bounds must be 1 <= min_k <= max_k, got {bounds}")
 
     @torch.no_grad()
     def __call__(self, logits: Tensor, padding: Tensor | None) -> tuple[Tensor, Tensor]:
