@@ -10,7 +10,6 @@ import sys
 from collections.abc import Iterator
 from itertools import pairwise
 from pathlib import Path
-
 from pydoc_data.topics import topics
 
 WORDS = 60

@@ -15,8 +15,7 @@ from inspect import Parameter
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import PositiveInt
-
+from switchkd_cli import ranges
 from switchkd_cli.errors import UserError, did_you_mean
 from switchkd_cli.package_data import read_yaml
 
@@ -39,13 +38,14 @@ EXTRAS += ("teacher_targets", "teacher_rows", "teacher_spans", "teacher_image", 
 KNEES = "at_knees_of"
 BOUNDS = ("window", "min_k", "max_k")
 
-Kind = Literal["loss", "focus", "mixer", "family", "engine", "export", "source", "schedule"]
+Kind = Literal["loss", "focus", "figure", "mixer", "family", "engine", "export", "source", "schedule"]
 # What a schedule is given by the training; its other arguments are parameters in a recipe.
 OF_TRAINING = ("optimizer", "num_warmup_steps", "num_training_steps", "last_epoch")
 
 # The names that annotations of recipe parameters may use. A parameter with another annotation is not checked by type.
-_TYPES = (Mapping, Path, Sequence, bool, dict, float, int, list, str, tuple)
-_ANNOTATIONS = {"Any": Any, "Literal": Literal, "PositiveInt": PositiveInt} | {kind.__name__: kind for kind in _TYPES}
+_ANNOTATIONS: dict[str, Any] = {"Any": Any, "Literal": Literal}
+_ANNOTATIONS |= {of.__name__: of for of in (Mapping, Path, Sequence, bool, dict, float, int, list, str, tuple)}
+_ANNOTATIONS |= {name: value for name, value in vars(ranges).items() if not name.startswith("_")}
 
 
 @dataclass(frozen=True)
@@ -112,6 +112,11 @@ def signature(kind: Kind, name: str) -> Signature:
         return found
     free = {name: parameter for name, parameter in found.positional.items() if name not in OF_TRAINING}
     return replace(found, keywords={**found.keywords, **free})
+
+
+def read_signature(kind: Kind, name: str) -> Signature:
+    """Return the same as `signature`, but one without arguments for an unknown name."""
+    return signature(kind, name) if name in REGISTRIES[kind] else Signature({}, {})
 
 
 def template(name: str) -> str:

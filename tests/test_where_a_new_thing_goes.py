@@ -105,15 +105,22 @@ def test_a_loss_has_its_parameters_checked(here, loss):
 
 
 MIXER = '''
-def by_loss(student_loss, *, sign: float = 1.0):
+def doubt(student_logits, targets):
+    """How likely another token than the target is to a path."""
+    return 1 - student_logits.softmax(-1).gather(1, targets[:, None])[:, 0]
+
+
+def by_loss(student_loss, student_doubt, *, sign: float = 1.0):
     """Rows that the student finds hardest come first."""
+    assert (0 < student_doubt).all() and (student_doubt < 1).all()
     return sign * student_loss
 '''
 
 
-def test_a_mixer(here, monkeypatch):
+def test_a_mixer_and_a_figure_that_it_reads(here, monkeypatch):
     (here / "added_mixer.py").write_text(MIXER)
     monkeypatch.setitem(registry.REGISTRIES["mixer"], "by_loss", "added_mixer:by_loss")
+    monkeypatch.setitem(registry.REGISTRIES["figure"], "doubt", "added_mixer:doubt")
     mixer = {"by": "by_loss", "rounds": 2, "candidates": 2, "parameters": {"sign": -1.0}}
     rows = tiny.rows(here) + [tiny.row(f"t{i}", None, ("Say hi.", "hi" + " a dog" * i)) for i in range(4)]
     run, metrics = trained(tiny_run.write(here, rows=rows, distill={"steps": 2, "mixer": mixer}), here / "runs")

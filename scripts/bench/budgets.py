@@ -24,8 +24,8 @@ from scripts.bench.step import SWITCH, Row, precision, sizes_of, stage_of, train
 from switchkd_cli.engine.batch import Batch
 from switchkd_cli.engine.build import load, open_data
 from switchkd_cli.engine.evaluation.against_teacher import fidelity
-from switchkd_cli.engine.models.packed import PackedLinear, pack
-from switchkd_cli.engine.models.placement import offload
+from switchkd_cli.engine.models.layer_forwards import offload
+from switchkd_cli.engine.models.low_bits import PackedLinear, pack
 from switchkd_cli.engine.models.vision_language_model import VisionLanguageModel
 from switchkd_cli.engine.paths import Paths
 from switchkd_cli.recipe.schema import DataSet

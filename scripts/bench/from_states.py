@@ -16,13 +16,13 @@ def total(objective: Objective, states: Mapping[str, Tensor], heads: Mapping[str
     """Return the value that is minimised, from each path's hidden states [N, D] and its head's weights [V, D]."""
     outputs = {output_name(path, "hidden"): values for path, values in states.items()}
     columns = {path: len(weights) for path, weights in heads.items()}
-    keep, normalizers = objective.keep(batch), objective.normalizers([batch])
-    return ChunkedObjective(objective)(LossInputs(outputs, Heads(heads, columns), batch, keep, normalizers))[0]
+    keep, counts = objective.keep(batch), objective.counts([batch])
+    return ChunkedObjective(objective)(LossInputs(outputs, Heads(heads, columns), batch, keep, counts))[0]
 
 
 def supervised(positions: int, columns: int, device: torch.device) -> Batch:
     """Return a batch of one example with N supervised positions."""
     draw = torch.Generator().manual_seed(0)
     tokens = torch.randint(columns, (positions + 1,), generator=draw)
-    row = Example("0", tokens, tokens, torch.zeros_like(tokens))
+    row = Example("0", tokens, tokens, torch.zeros_like(tokens), tokens < 0)
     return collate([row], pad_token=0).to(device)

@@ -139,19 +139,20 @@ def planned_bytes(paths: Any, given: Any, row: step.Row) -> float:
     """Return the bytes that `--dry-run` would plan for such a step on one GPU."""
     from switchkd_cli.engine.cost.loss_memory import bytes_per_logit
     from switchkd_cli.engine.cost.step_memory import precision_of, step_memory
-    from switchkd_cli.engine.cost.workload import Computation, MicroBatch, ModelPair
+    from switchkd_cli.engine.cost.workload import Computation, MicroBatch, Models
     from switchkd_cli.engine.models.shape import ModelShape
     from switchkd_cli.planning.estimate import Machine
 
     stage, precision = step.stage_of(row, len(given.ids)), precision_of(step.precision(), 0)
     count, length = given.input_ids.shape
     micro = MicroBatch(count, len(given.images), length, int(given.predicting("answer").sum()))
-    teacher = ModelShape(paths.teacher)
-    models = ModelPair(ModelShape(paths.student), paths.vocabulary, teacher, teacher.parameters)
-    computed = Computation(stage.paths, frozenset(stage.train), frozenset(stage.activation_checkpointing))
+    both = {"student": paths.student, **paths.frozen}
+    models = Models({name: ModelShape(model) for name, model in both.items()}, paths.vocabulary)
+    needed, recomputed = frozenset(stage.readings.values()), frozenset(stage.activation_checkpointing)
+    computed = Computation(models, needed, frozenset(stage.train), recomputed)
     logit = bytes_per_logit(stage.objective, precision.compute, paths.vocabulary)
     machine = Machine(gpus=1, zero=0, memory=free_bytes() / 2**30, tflops=1)
-    return sum(step_memory(models, micro, computed, precision, machine, logit).values())
+    return sum(step_memory(micro, computed, precision, machine, logit).values())
 
 
 def chunks() -> Iterator[Row]:

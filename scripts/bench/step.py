@@ -22,7 +22,7 @@ from scripts.bench.rounds import FULL, QUICK, Effort, Running, Variant, measure
 from scripts.bench.three_forwards import Loss, ThreeForwards
 from switchkd_cli.engine.batch import Batch
 from switchkd_cli.engine.cost import flops
-from switchkd_cli.engine.cost.workload import Computation, MicroBatch
+from switchkd_cli.engine.cost.workload import Computation, MicroBatch, Models
 from switchkd_cli.engine.losses.dbild import dbild
 from switchkd_cli.engine.models.shape import ModelShape
 from switchkd_cli.engine.paths import Paths
@@ -138,8 +138,10 @@ def floor(paths: Paths, given: Batch, row: Row) -> float:
     stage = stage_of(row, len(given.ids))
     count, length = given.input_ids.shape
     micro_batch = MicroBatch(count, len(given.images), length, int(given.predicting("answer").sum()))
-    student, teacher = (ModelShape(model) for model in (paths.student, paths.teacher))
-    return flops.step(student, teacher, micro_batch, Computation(stage.paths - row.spared, frozenset(stage.train)))
+    both = {"student": paths.student, **paths.frozen}
+    models = Models({name: ModelShape(model) for name, model in both.items()}, paths.vocabulary)
+    needed = frozenset(path for name, path in stage.readings.items() if name not in row.spared)
+    return flops.step(micro_batch, Computation(models, needed, frozenset(stage.train)))
 
 
 Stepping = tuple[Callable[[Batch], object], torch.optim.Optimizer]

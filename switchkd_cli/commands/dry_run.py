@@ -5,7 +5,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from switchkd_cli import registry
 from switchkd_cli.distributed.launch_config import LaunchConfig
 from switchkd_cli.package_data import read_yaml
 from switchkd_cli.planning import estimate as plan
@@ -153,7 +152,7 @@ def _show_all(estimates: Sequence[plan.RunEstimate]) -> None:
 
 def _term(term: Term) -> str:
     parameters = "".join(f", {key} {value}" for key, value in term.parameters.items())
-    on: str = "pictures" if registry.signature("loss", term.loss).of_images else term.on
+    on: str = "pictures" if term.signature.of_images else term.on
     on += ", by bytes" * (term.alignment == "bytes")
     on += f", {term.answers} answers" if term.answers else ""
     on += f", focus on {term.focus.by}" if term.focus else ""
@@ -164,7 +163,7 @@ def _term(term: Term) -> str:
 def _model(model: Model) -> str:
     if isinstance(model, Checkpoint):
         return f"{model.family}: {model.checkpoint}" if model.family else model.checkpoint
-    parts = (model.vision, model.projector, model.language)
+    parts = (model.vision, model.frozen_projector or model.projector, model.language)
     return f"{model.family}: " + " + ".join("fresh" if isinstance(part, Fresh) else part for part in parts)
 
 

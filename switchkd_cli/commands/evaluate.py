@@ -49,7 +49,7 @@ def evaluate(options: EvalOptions) -> RunFolder:
     if not ROW_METRICS.keys() & set(fields["benchmarks"]):
         fields["data"] = None  # the recipe's own rows, which --benchmarks leaves out
     checked, wrong = fitted(Evaluation, fields)
-    wrong += [(path[1:], problem) for path, problem in check_evaluation({"evaluation": fields})]
+    wrong += check_evaluation(Evaluation.as_far_as_it_fits(fields))
     if checked is None or wrong:
         raise UserError([f"--{str(field).replace('_', '-')}: {problem}" for (field, *_), problem in wrong])
     question = checked.model_dump(mode="json")

@@ -16,8 +16,6 @@ from torch import Tensor
 from torch.nn.functional import pad
 from torch.utils._pytree import tree_leaves, tree_map, tree_map_only
 
-from switchkd_cli.report.grouping import grouped
-
 IGNORE = -100
 """Label of a token that is not supervised (the convention of torch's and transformers' cross-entropy)."""
 
@@ -65,7 +63,7 @@ class Example:
     input_ids: Tensor  # [T] int64
     labels: Tensor  # [T] int64, unshifted, IGNORE where not supervised
     turn: Tensor  # [T] int64
-    image: Tensor | None = None  # [T] bool: visual tokens; None: there are none
+    image: Tensor  # [T] bool: visual tokens
     images: tuple[ImageInput, ...] = ()  # in the order of their tokens
     position: Tensor | None = None  # [T] or [A, T]
     instead_of: tuple[Unusable, ...] = ()  # rows that this one replaces
@@ -126,18 +124,19 @@ class Batch:
         return (self.with_blank_images() if images == "blank" else self).images
 
     def _mixed(self, mixture: str) -> tuple[ImageInput, ...]:
-        """Return each image blended with the next one of its layout (with the first one after the last).
+        """Return each image blended with its like in the example next to its own; as it is where that has none of its layout.
 
-        Its share of the blend, in [0, 1), follows from `mixture`, the example's id and which of its images it is.
+        Examples are next to one another by twos, so that no split of a step into micro-batches of even size changes a pair.
+        An image's share of the blend, in [0, 1), follows from `mixture`, its example's id and which of its images it is.
         """
-        mixed, owners = list(self.images), self.image_rows.tolist()
-        for alike in grouped((layout(image), at) for at, image in enumerate(self.images)).values():
-            for at, after in zip(alike, [*alike[1:], alike[0]], strict=True):
-                draw = random.Random(f"{mixture}/{self.ids[owners[at]]}/{owners[:at].count(owners[at])}")
-                own, share = self.images[at], draw.random()
-                pixels = {name: of for name, of in own.items() if of.is_floating_point()}
-                blend = {name: of.lerp(self.images[after][name], 1 - share) for name, of in pixels.items()}
-                mixed[at] = {**own, **blend}
+        owners, mixed = self.image_rows.tolist(), []
+        by_place = {(row, owners[:at].count(row)): self.images[at] for at, row in enumerate(owners)}
+        for (row, number), own in by_place.items():
+            other = by_place.get((row ^ 1, number), own)
+            other = other if layout(other) == layout(own) else own
+            share = random.Random(f"{mixture}/{self.ids[row]}/{number}").random()
+            pixels = {name: of for name, of in own.items() if of.is_floating_point()}
+            mixed.append({**own, **{name: of.lerp(other[name], 1 - share) for name, of in pixels.items()}})
         return tuple(mixed)
 
     @property
@@ -191,18 +190,22 @@ class Batch:
         """[B] bool: the examples with an image."""
         return torch.isin(torch.arange(len(self.ids), device=self.image_rows.device), self.image_rows)
 
-    def with_blank_images(self) -> Batch:
-        """Return the batch with pixels of 0, about the mean that they are normalised by: nothing can be seen in them."""
-        blank = tree_map(lambda of: torch.zeros_like(of) if of.is_floating_point() else of, self.images)
-        others = {names: of.with_blank_images() for names, of in self.others.items()}
+    def with_blank_images(self, contrast: float = 0.0) -> Batch:
+        """Return the batch with pixels of 0, about the mean that they are normalised by: nothing can be seen in them.
+
+        `contrast`: the share of their distance from 0 that pixels keep. With a half, what an image shows can still be seen.
+        """
+        blank = tree_map(lambda of: of * contrast if of.is_floating_point() else of, self.images)
+        others = {names: of.with_blank_images(contrast) for names, of in self.others.items()}
         return replace(self, images=blank, others=others)
 
-    def with_other_images(self, seen: dict[str, ImageInput]) -> tuple[Batch, Tensor]:
+    def with_other_images(self, seen: dict[Any, Any]) -> tuple[Batch, Tensor]:
         """Return the batch with the last image of the same `layout`, of an earlier row, in each image's place.
 
         Also which rows [B] had one for each of their images that differs from it. `seen` has the last image of each layout,
-        also of earlier batches, and is brought up to date.
+        also of earlier batches, and is brought up to date; under the names of `others` it has theirs.
         """
+        others = {names: of.with_other_images(seen.setdefault(names, {}))[0] for names, of in self.others.items()}
         images, replaced = [], torch.ones(len(self.ids), dtype=torch.bool, device=self.input_ids.device)
         for row in range(len(self.ids)):
             own = [image for image, owner in zip(self.images, self.image_rows.tolist(), strict=True) if owner == row]
@@ -211,7 +214,7 @@ class Batch:
                 replaced[row] &= any(not torch.equal(other[name], of) for name, of in image.items())
                 images.append(other)
             seen |= {layout(image): image for image in own}
-        return replace(self, images=tuple(images)), replaced
+        return replace(self, images=tuple(images), others=others), replaced
 
     def rows(self, keep: Tensor) -> Iterator[tuple[Batch, Tensor]]:
         """Yield each example as a batch of one without padding, with its part of `keep` [B, T]: [1, tokens]."""
@@ -239,7 +242,6 @@ def collate(examples: Sequence[Example], *, pad_token: int) -> Batch:
     """Return a batch of examples, padded on the right to one length, with its attention mask."""
     length = max(len(e.input_ids) for e in examples)
     turn = _stack([e.turn for e in examples], length, -1)
-    image = [torch.zeros_like(e.turn, dtype=torch.bool) if e.image is None else e.image for e in examples]
     given = [e.position for e in examples if e.position is not None]
     spans = [e.spans for e in examples if e.spans is not None]
     aligned = [e.aligned for e in examples if e.aligned is not None]
@@ -253,7 +255,7 @@ def collate(examples: Sequence[Example], *, pad_token: int) -> Batch:
         input_ids=_stack([e.input_ids for e in examples], length, pad_token),
         labels=_stack([e.labels for e in examples], length, IGNORE),
         turn=turn,
-        image=_stack(image, length, False),
+        image=_stack([e.image for e in examples], length, False),
         images=tuple(image for e in examples for image in e.images),
         image_rows=torch.tensor([row for row, e in enumerate(examples) for _ in e.images], dtype=torch.long),
         own=torch.tensor([e.own for e in examples]),

@@ -1,7 +1,7 @@
 """Build what a recipe names: the student, the teacher, their logits paths, data."""
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -16,8 +16,8 @@ from switchkd_cli.engine.hub import fetch
 from switchkd_cli.engine.inputs import InputProcessor
 from switchkd_cli.engine.models.blueprint import Blueprint, max_positions
 from switchkd_cli.engine.models.family import WHOLE_HINT, Family
-from switchkd_cli.engine.models.packed import pack
-from switchkd_cli.engine.models.placement import offload
+from switchkd_cli.engine.models.layer_forwards import offload
+from switchkd_cli.engine.models.low_bits import pack
 from switchkd_cli.engine.models.vision_language_model import VisionLanguageModel
 from switchkd_cli.engine.paths import FeatureAdapter, Paths
 from switchkd_cli.engine.token_map import TokenMap
@@ -144,25 +144,32 @@ def check_pair(recipe: Recipe, *, with_teacher: bool) -> Pair:
     vocabulary = compatibility.shared_vocabulary(student, teacher, terms)
     if teacher is not None and vocabulary.own:
         compatibility.check_alone(teacher, "teacher")  # its chat template writes what it reads
-        if stages := [stage.name for stage in recipe.stages if stage.own_answers]:
-            what = "student and teacher read their own tokens: own answers can't be written for the teacher"
-            raise UserError(f"stages.{stages[0]}.answers: {what}", f"stages.{stages[0]}.answers=null")
-        own = {name for stage in recipe.stages for name in stage.readings} - {"student", "teacher", "switch"}
-        if own:
-            problem = f"{', '.join(sorted(own))}: student and teacher read their own tokens"
-            raise UserError(problem, "terms of unlike tokenizers compare student, teacher and switch")
-        if mixed := [stage for stage in recipe.stages if stage.mixer is not None]:
-            problem = f"stages.{mixed[0].name}.mixer compares tokens, student and teacher read their own"
-            raise UserError(problem, "take the mixer out of the stage")
-        chosen = [recipe.checkpoints.best, *(s.validation.monitor for s in recipe.stages if s.validation)]
-        if wrong := [figure for figure in chosen if figure in OF_COMMON_TOKENS]:
-            raise UserError(f"{wrong[0]} needs common tokens, student and teacher read their own", "choose by loss")
+        if refused := list(_of_common_tokens(recipe)):
+            problems, hints = zip(*refused, strict=True)
+            told = [f"{problem}: student and teacher read their own tokens" for problem in problems]
+            raise UserError(told, "; ".join(dict.fromkeys(hints)))
     notes += (*differences, str(vocabulary))
     further = recipe.further_teachers if with_teacher else {}
     teachers = {name: check_model(of, name, needs_template=False) for name, of in further.items()}
     if teacher is not None:
-        compatibility.check_paths(recipe.stages, {"student": student, "teacher": teacher, **teachers})
+        models = {"student": student, "teacher": teacher, **teachers}
+        compatibility.check_paths(recipe.stages, models, adapted=recipe.switch.adapter is not None)
     return Pair(student, teacher, vocabulary, notes, recipe, teachers)
+
+
+def _of_common_tokens(recipe: Recipe) -> Iterator[tuple[str, str]]:
+    """Yield what of a recipe needs models that read the same tokens, and what to do about it."""
+    chosen = [recipe.checkpoints.best]
+    for stage in recipe.stages:
+        where, further = f"stages.{stage.name}", sorted(stage.readings.keys() - {"student", "teacher", "switch"})
+        if stage.own_answers:
+            yield f"{where}.answers: own answers can't be written for the teacher", f"{where}.answers=null"
+        if further:
+            yield f"{where}: {', '.join(further)}", "terms of unlike tokenizers compare student, teacher and switch"
+        if stage.mixer is not None:
+            yield f"{where}.mixer: it compares tokens", "take the mixer out of the stage"
+        chosen += [stage.validation.monitor] if stage.validation else []
+    yield from ((f"{figure} needs common tokens", "choose by loss") for figure in chosen if figure in OF_COMMON_TOKENS)
 
 
 def _end(inputs: InputProcessor, template: str | None) -> int | None:

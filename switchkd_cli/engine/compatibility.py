@@ -10,7 +10,6 @@ from functools import partial
 from jinja2 import TemplateError
 from transformers import PreTrainedTokenizerBase
 
-from switchkd_cli import registry
 from switchkd_cli.engine.data.prompt_template import end_token, special_tokens, tokens_after_answer
 from switchkd_cli.engine.inputs import InputProcessor
 from switchkd_cli.engine.models.blueprint import HINTS, Blueprint
@@ -18,7 +17,8 @@ from switchkd_cli.engine.models.shape import image_tokens_of
 from switchkd_cli.errors import UserError
 from switchkd_cli.files.hashes import short_hash
 from switchkd_cli.planning.estimate import Misfit, PairFact
-from switchkd_cli.recipe.schema import Stage, Term
+from switchkd_cli.recipe.schema import LEARNING, Stage, Term
+from switchkd_cli.report.grouping import grouped
 
 
 @dataclass(frozen=True)
@@ -87,12 +87,12 @@ def compare(student: Blueprint, teacher: Blueprint | None, terms: Iterable[Term]
     if teacher is None:
         return ()
     terms = list(terms)
-    users = [term.name for term in terms if "switch" in term.paths or "features" in _kinds(term)]
+    users = [term.name for term in terms if "switch" in term.paths or "features" in term.kinds]
     facts = [_as_compared(fact, terms) if fact.name == TOKEN_COUNT else fact for fact in teacher.facts(student, users)]
     if shared_vocabulary(student, teacher, terms).own and not any(map(_compares_places, terms)):
         if not users and any(term.alignment == "bytes" for term in terms):  # each model sees its own images
             facts = [replace(fact, verdict="yes", difference="") for fact in facts]
-        elif through_pictures(student, teacher) and not any("features" in _kinds(term) for term in terms):
+        elif through_pictures(student, teacher) and not any("features" in term.kinds for term in terms):
             through = partial(replace, verdict="adapter", hint=HINTS["adapter"])
             facts = [through(fact) if fact.verdict == "impossible" else fact for fact in facts]
     templates = (model.inputs.chat_template for model in (student, teacher))
@@ -124,12 +124,12 @@ def check_fit(facts: Sequence[PairFact], have: Collection[str] = ()) -> list[str
     return [fact.difference for fact in facts if fact.difference]
 
 
-def check_paths(stages: Iterable[Stage], models: Mapping[str, Blueprint]) -> None:
+def check_paths(stages: Sequence[Stage], models: Mapping[str, Blueprint], *, adapted: bool = False) -> None:
     """Raise UserError for paths through modules that don't fit one another, and for further teachers unlike the student.
 
-    `models`: by name, `before` is the student. That the switch fits is `compare`'s to see.
+    `models`: by name, `before` is the student. That the switch fits is `compare`'s to see. `adapted`: it has an adapter.
     """
-    student, problems = models["student"], []
+    student, problems = models["student"], [*_unlike_widths(stages, models, adapted)]
     for name, model in models.items():
         if name in ("student", "teacher"):
             continue
@@ -155,10 +155,23 @@ def check_paths(stages: Iterable[Stage], models: Mapping[str, Blueprint]) -> Non
         raise UserError(problems, "take models of one build, or other modules for the path")
 
 
+def _unlike_widths(stages: Iterable[Stage], models: Mapping[str, Blueprint], adapted: bool) -> Iterator[str]:
+    """Yield the outputs of the student that a stage compares with those of teachers of several widths: it trains one map for all."""
+    for stage in stages:
+        read = {
+            (stage.readings[path], kind) for term in stage.objective for path, kind in term.reads if kind in ADAPTED
+        }
+        for kind, sources in grouped((kind, path.source(kind, adapted=adapted)) for path, kind in read).items():
+            teachers = sorted({*sources}.difference(LEARNING))
+            widths = {name: models[name].widths[kind] for name in teachers if len(teachers) > 1}
+            if "student" in sources and len({*widths.values()}) > 1:
+                told = " and ".join(f"{width} of {name}" for name, width in widths.items())
+                yield f"stages.{stage.name}: the student's {kind} can't be mapped to more than one width, got {told}"
+
+
 def _tokens(model: Blueprint) -> dict[str, int]:
     """Return what a model's language model reads of an image."""
-    width = model.config.get_text_config().hidden_size * model.feature_map.levels
-    return {"token width": width, TOKEN_COUNT: image_tokens_of(model.config)}
+    return {"token width": model.widths["tokens"], TOKEN_COUNT: image_tokens_of(model.config)}
 
 
 def shared_vocabulary(student: Blueprint, teacher: Blueprint | None, terms: Iterable[Term] = ()) -> Vocabulary:
@@ -176,20 +189,15 @@ def shared_vocabulary(student: Blueprint, teacher: Blueprint | None, terms: Iter
 
 QUESTION = "What?"
 TOKEN_COUNT = "image token count"
+ADAPTED = ("features", "tokens", "mapped", "attention")  # kinds of the student's output that a trained map may follow
 SEEN = ("family", "image size", "image mean, std", "image preparation")  # what all teachers see as the student does
-
-
-def _kinds(term: Term) -> set[str]:
-    """Return the kinds of outputs that a term compares."""
-    return {kind for _, kind in registry.signature("loss", term.loss).reads}
 
 
 def _compares_places(term: Term) -> bool:
     """Return whether a term compares the student's visual tokens, or positions of them, one by one with another model's."""
-    signature = registry.signature("loss", term.loss)
-    if signature.of_images:
+    if term.signature.of_images:
         return "student" in term.paths and len(term.paths) > 1
-    return term.on in ("image", "all") and "teacher_rows" not in signature.positional
+    return term.on in ("image", "all") and "teacher_rows" not in term.signature.positional
 
 
 def _as_compared(fact: PairFact, terms: Iterable[Term]) -> PairFact:
@@ -209,7 +217,7 @@ def _vocabulary_fact(student: Blueprint, teacher: Blueprint, terms: Sequence[Ter
     """
     told, *others = _other_ids(student, teacher)
     ours, theirs = (f"{len(m.inputs.tokenizer):,} tokens{of}" for m, of in zip((student, teacher), others, strict=True))
-    across = [term for term in terms if {"student"} < term.paths and _kinds(term) - {"features", "tokens"}]
+    across = [term for term in terms if {"student"} < term.paths and term.kinds - {"features", "tokens"}]
     by_bytes = [term.name for term in across if term.alignment == "bytes"]
     if by_bytes and not told:
         told = f"{', '.join(by_bytes)}: alignment: bytes, so that each model reads its own tokens"
@@ -217,7 +225,7 @@ def _vocabulary_fact(student: Blueprint, teacher: Blueprint, terms: Sequence[Ter
     names: dict[bool, list[str]] = {True: [], False: []}  # by whether bytes help
     for term in across if told else ():
         if term.alignment == "positions":
-            names[not registry.signature("loss", term.loss).of_images].append(term.name)
+            names[not term.signature.of_images].append(term.name)
     ways = ("add `alignment: bytes` to", names[True]), ("leave out", names[False])
     if not (hint := " and ".join(f"{way} {', '.join(of)}" for way, of in ways if of)):
         return PairFact("vocabulary", ours, theirs, difference=told)

@@ -15,10 +15,14 @@ from switchkd_cli.engine.build import check_pair, load, open_rows, read_rows, sh
 from switchkd_cli.engine.data.conversation import Conversations
 from switchkd_cli.engine.data.image import open_image, stored
 from switchkd_cli.engine.data.rows import Fault, Row, Rows
+from switchkd_cli.engine.evaluation.against_teacher import compared
 from switchkd_cli.engine.models.vision_language_model import VisionLanguageModel
-from switchkd_cli.engine.training.diagnostics import KneeSpec, knee_specs, measure_knees
+from switchkd_cli.engine.paths import Paths
+from switchkd_cli.engine.training.diagnostics import leading_knees
+from switchkd_cli.engine.training.figures import knee
 from switchkd_cli.engine.training.processes import ALONE
 from switchkd_cli.recipe.run import Run
+from switchkd_cli.recipe.schema import Term
 from switchkd_cli.report.figures.saved_models import NAMED, AttentionExample, AttentionMap, KneePosition, LogitsCurve
 from switchkd_cli.runs.run_folder import RunFolder
 
@@ -37,27 +41,27 @@ def knee_position(folder: RunFolder) -> KneePosition | None:
     """
     transformers_logging.disable_progress_bar()
     run = folder.run()
-    specs = knee_specs([term for term in run.config.stages[-1].objective if term.on != "image"])
-    knees = {spec.path: spec for _, spec in reversed(specs)}  # of several terms, the first one's
+    terms = [term for term in run.config.stages[-1].objective if term.on != "image"]
+    knees = {of.of: of for of in reversed(leading_knees(terms).values())}  # of several terms, the first one's
     if run.config.switch.adapter is not None:  # it is not kept
         knees.pop("switch", None)
     if not (knees and (rows := _choose_rows(run, folder)[:1])):
         return None
     pair = check_pair(run.config, with_teacher=True)
-    paths = pair.build(trained=folder.model).to(ALONE.device).eval()
+    paths = pair.build(trained=folder.model)
     assert paths.teacher is not None and pair.teacher is not None  # terms with knees compare it
     data = _conversations(run, rows, paths.student)
-    (batch,) = _batches(shown_to(data, pair.student, pair.teacher, by_bytes=bool(pair.vocabulary.own)))
-    answers = [of.predicting("answer") for of in batch.readings]
-    first = [of & (of.cumsum(-1) == 1) for of in answers]
-    logits = paths(batch, tuple(knees), torch.cat(first, 1))
+    data = shown_to(data, pair.student, pair.teacher, by_bytes=bool(pair.vocabulary.own))
+    ((batch, keep),) = compared(paths, data, "fp32")
+    logits = paths(batch, tuple(knees), keep)
+    read, mask = batch.read_by("teacher", keep)
     # of unlike tokens only teacher and switch have knees
     tokenizer = (paths.student if paths.tokens is None else paths.teacher).inputs.tokenizer
     return KneePosition(
         model=f"{run.title} (seed {run.seed})",
         question=_first_line(rows[0]),
-        answer=tokenizer.decode(batch.readings[-1].targets[first[-1]]).strip(),
-        paths=tuple(_logits_curve(logits[path].float(), knees[path], tokenizer) for path in ORDER if path in knees),
+        answer=tokenizer.decode(read.targets[mask][:1]).strip(),
+        paths=tuple(_logits_curve(logits[path][:1].float(), knees[path], tokenizer) for path in ORDER if path in knees),
     )
 
 
@@ -114,8 +118,6 @@ def _choose_rows(run: Run, folder: RunFolder) -> list[Row]:
                 # its row moves to other data, without this folder
                 image = stored(row.images[0], rows.images, follow_links=rows.follow_links)
                 chosen.append(Row(row.id, (shortest,), (image,), row.system))
-        if len(chosen) == EXAMPLES:
-            break
     return chosen
 
 
@@ -130,15 +132,15 @@ def _batches(data: Conversations) -> list[Batch]:
     return [collate([data[i]], pad_token=pad_token).to(ALONE.device) for i in range(len(data))]
 
 
-def _logits_curve(logits: Tensor, spec: KneeSpec, tokenizer: PreTrainedTokenizerBase) -> LogitsCurve:
+def _logits_curve(logits: Tensor, measured: Term, tokenizer: PreTrainedTokenizerBase) -> LogitsCurve:
     """Return one path's logits [1, V] sorted, with its knee and the k that the term uses."""
-    knee, k, _ = map(int, measure_knees(logits, spec))
+    rank, k = map(int, knee(logits, **measured.parameters)[0, :2])
     values, ids = logits[0].sort(descending=True)
     return LogitsCurve(
-        path=spec.path,
+        path=measured.of,
         logits=values.cpu().numpy(),
-        window=spec.select.window,
-        knee=knee,
+        window=measured.parameters["window"],
+        knee=rank,
         k=k,
         first=tuple(tokenizer.decode([i]).strip() for i in ids[:NAMED].tolist()),
     )
@@ -147,9 +149,10 @@ def _logits_curve(logits: Tensor, spec: KneeSpec, tokenizer: PreTrainedTokenizer
 def _attention_map(model: VisionLanguageModel, batch: Batch) -> tuple[str, AttentionMap]:
     """Return the word whose attention is shown, and one model's map of it, with its own choice at each answer token."""
     tokenizer, place = model.inputs.tokenizer, _last_word(batch, model)
-    attention, logits = model.mean_attention(batch)
-    answer = tokenizer.decode(logits[batch.predicting("answer")[0]].argmax(-1), skip_special_tokens=True)
-    weights = attention[place, batch.image[0]]
+    paths = Paths(model, None, len(model.head))
+    found = paths(batch, ("student", "student.attentions"), batch.predicting("answer"))
+    answer = tokenizer.decode(found["student"].argmax(-1), skip_special_tokens=True)
+    weights = found["student.attentions"][0][place].mean(-1)
     return tokenizer.decode([batch.input_ids[0, place]]).strip(), AttentionMap(_grid(weights), answer.strip())
 
 

@@ -17,12 +17,8 @@ from switchkd_cli.engine.models.blueprint import Blueprint
 from switchkd_cli.engine.models.vision_language_model import VisionLanguageModel
 from switchkd_cli.engine.teacher_states import TeacherStates
 from switchkd_cli.engine.token_map import TokenMap
-from switchkd_cli.errors import UserError
 from switchkd_cli.recipe.schema import BUILT_IN, LEARNING, PathSpec
 from switchkd_cli.report.grouping import grouped
-
-SOURCE = {"features": "vision", "tokens": "projector", "mapped": "language", "attention": "language"}
-"""The module that gives each kind of output of images; attention's mean over heads needs no adapter."""
 
 
 def output_name(path: str, kind: str = "logits") -> str:
@@ -170,22 +166,17 @@ class Paths(nn.Module):
             nn.init.xavier_uniform_(adapter.weight, generator=generator)
 
         for kind, ours in sorted(self.student.widths.items()):
-            sources = {self._source(path, kind) for path in self.known if output_name(path, kind) in names}
+            sources = {self._source(of, kind) for path, of in self.known.items() if output_name(path, kind) in names}
             widths = {self.model(source).widths[kind] for source in sources.difference(LEARNING)} - {ours}
             if "student" in sources and widths:
                 draw(kind, ours, widths.pop())
         for name, path in self.known.items():
-            if path.head and {name, output_name(name, "hidden")} & set(names):
-                if self.tokens is not None:
-                    raise UserError(f"paths.{name}.head: needs one vocabulary, these models read their own tokens")
+            if path.head and {output_name(name, kind) for kind in ("logits", "hidden", "mapped")} & set(names):
                 draw(_map_of(name), *(self.model(of).widths["mapped"] for of in (path.language, path.head)))
         return list(self.adapters.parameters())
 
-    def _source(self, path: str, kind: str) -> str:
-        """Return the model that a path's output of images is as wide as."""
-        modules = self.known[path]
-        adapted = kind == "features" and modules.is_switch and self.switch_adapter is not None
-        return modules.projector if adapted else getattr(modules, SOURCE[kind])
+    def _source(self, path: PathSpec, kind: str) -> str:
+        return path.source(kind, adapted=self.switch_adapter is not None)
 
     def forward(self, batch: Batch, names: Collection[str], keep: Tensor) -> dict[str, Any]:
         """Return the outputs of these names (see `output_name`).
@@ -253,7 +244,7 @@ class Paths(nn.Module):
                 values["logits"] = self.model(path.speaks).logits(hidden)[:, : self.columns[name]]
         real = slice(len(read.images))  # without the blank image
         values = {kind: values[kind] if kind in of_text else values[kind][real] for kind in kinds}
-        ours = [kind for kind in self.adapters if kind in values and self._source(name, kind) == "student"]
+        ours = [kind for kind in self.adapters if kind in values and self._source(path, kind) == "student"]
         values |= {kind: apply(self.adapters[kind], values[kind]) for kind in ours}
         return {output_name(name, kind): value for kind, value in values.items()}
 

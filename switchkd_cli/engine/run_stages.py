@@ -23,8 +23,8 @@ from switchkd_cli.engine.evaluation import score_model as evaluation
 from switchkd_cli.engine.evaluation.against_teacher import eyes_or_reader, fidelity
 from switchkd_cli.engine.export import model_card
 from switchkd_cli.engine.hub import as_user_error
+from switchkd_cli.engine.models.layer_forwards import shard
 from switchkd_cli.engine.models.low_rank import merge
-from switchkd_cli.engine.models.placement import shard
 from switchkd_cli.engine.paths import FILE as ADAPTER
 from switchkd_cli.engine.paths import Paths
 from switchkd_cli.engine.training.checkpointing import CheckpointWriter, read_state
@@ -32,7 +32,7 @@ from switchkd_cli.engine.training.loop import Log, train
 from switchkd_cli.engine.training.optimizer import check_schedules
 from switchkd_cli.engine.training.processes import ALONE, Processes
 from switchkd_cli.engine.training.trackers import Trackers
-from switchkd_cli.engine.training.training_warnings import check_images
+from switchkd_cli.engine.training.training_warnings import check_images, check_pairs
 from switchkd_cli.engine.training.validation import split
 from switchkd_cli.errors import MACHINE, UserError, shown
 from switchkd_cli.files.atomic import atomic_folder, link_files, write_json
@@ -78,6 +78,7 @@ def train_stages(
     for rows in data.values():
         rows.inspect()
     check_images(stages, {name: rows.has_images for name, rows in data.items()})
+    check_pairs(stages, {name: rows.rows.survey.has_pairs for name, rows in data.items()})
     if processes.first:
         left_out = _rehearse(run, paths, data, folder)
         if not folder.metrics.exists():  # otherwise the run is resumed
@@ -163,8 +164,8 @@ def evaluate(run: Run, folder: RunFolder, data: Mapping[str, Conversations] | No
             try:
                 for about, measured in _compare_with_teacher(run, folder, data or {}):
                     results[about] = measured
-                    # the single accuracies are in results.json
-                    folder.log({"event": about, **{k: value for k, value in measured.items() if k != "accuracy"}})
+                    # accuracies and the like, by name, are in results.json
+                    folder.log({"event": about, **{k: of for k, of in measured.items() if not isinstance(of, dict)}})
             except UserError as error:  # a teacher that is only scored need not match
                 text = f"not measured: {'; '.join(error.problems)}"
                 folder.log({"event": "warning", "stage": "fidelity", "about": "fidelity", "text": text})

@@ -87,14 +87,19 @@ def check_answering(engine: str, bits: int | None) -> None:
 
 
 def check_batches(runs: Iterable[Run], processes: int) -> None:
-    """Raise UserError naming every batch that can't be split evenly among the processes."""
-    uneven = [stage for run in runs for stage in run.config.stages if stage.batch % processes]
-    if uneven:
+    """Raise UserError naming every batch that can't be split evenly among the processes, or not between examples that belong together."""
+    stages = [stage for run in runs for stage in run.config.stages]
+    if uneven := [stage for stage in stages if stage.batch % processes]:
         must = f"must be a multiple of the {processes} processes"
         problems = [f"stages.{stage.name}.batch: {must}, got {stage.batch}" for stage in uneven]
         smallest = min(stage.batch for stage in uneven)
         divisor = max(n for n in range(1, processes) if smallest % n == 0)
         raise UserError(list(dict.fromkeys(problems)), hint=f"--gpus {divisor}, or change the batch")
+    if parted := [stage for stage in stages if stage.parts_examples(processes)]:
+        told = "examples that are ranked or mixed with one another are in one, a process holds only"
+        problems = [f"stages.{of.name}.micro_batch: {told} {of.micro_batch_of(processes)} at once" for of in parted]
+        hint = f"fewer than {processes} processes, or a micro_batch that divides each one's share of the batch"
+        raise UserError(list(dict.fromkeys(problems)), hint=hint)
 
 
 def check_libraries(*, scoring: bool = False) -> None:

@@ -10,7 +10,7 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import product
 from pathlib import Path
-from typing import Any, Self, TypeGuard, TypeVar
+from typing import Any, Self, TypeVar
 
 from pydantic import Field
 
@@ -19,11 +19,11 @@ from switchkd_cli.recipe import patches, yaml_positions
 from switchkd_cli.recipe.named_files import find, yaml_files
 from switchkd_cli.recipe.problems import fitted
 from switchkd_cli.recipe.run import Fingerprints, Run
-from switchkd_cli.recipe.schema import Count, DataSet, Part, Positive, Recipe, Strict, Text
+from switchkd_cli.recipe.schema import Count, DataSet, Part, Positive, Recipe, Stage, Strict, Text
 from switchkd_cli.recipe.validate import check
-from switchkd_cli.recipe.yaml_positions import at, line, listed, mapping, mappings, trained_on
+from switchkd_cli.recipe.yaml_positions import at, line, listed, mapping
 
-NAMED = ("checkpoint", "vision", "language")  # the fields of a model that name one
+NAMED = ("checkpoint", "vision", "language", "frozen_projector")  # the fields of a model that name one
 BASE = "base"  # the only row of a recipe that names no rows
 
 T = TypeVar("T")
@@ -123,7 +123,7 @@ class RecipeFile:
                 misfits.append(misfit)
                 data = data if seed is None else patches.apply(data, {"seed": seed}, place="--seed")[0]
             recipes[name], unfit = fitted(Recipe, data)
-            problems += [*found, *(line(data, path, told, self.file) for path, told in (*unfit, *check(data)))]
+            problems += [*found, *(line(data, path, told, self.file) for path, told in (*unfit, *check(data, unfit)))]
         for key in values:
             if misfits and all(key in misfit for misfit in misfits):
                 problems.append(f"override: {key}: {misfits[0][key]}")
@@ -173,6 +173,22 @@ class Pace(Strict):
     lr_scale: dict[Part, Positive] = Field(default_factory=dict)
     batch: Positive
     epoch: Count
+
+    def of(self, stage: Stage, lr_scale: Any) -> dict[str, Any]:
+        """Return the fields of a stage that this pace changes; broken ones stay. `lr_scale`: as the recipe has it."""
+        fields: dict[str, Any] = {}
+        if stage.lr:
+            fields["lr"] = float(f"{stage.lr * self.lr:.6g}")
+        if stage.batch:
+            fields["batch"] = max(1, round(stage.batch * self.batch))
+        if stage.epochs:
+            fields["steps"] = max(1, round(stage.epochs * self.epoch))
+        factors = {
+            part: stage.lr_scale.get(part, 1.0) * by for part, by in self.lr_scale.items() if part in stage.train
+        }
+        if factors and stage.lr_scale == (lr_scale or {}):
+            fields["lr_scale"] = {**stage.lr_scale, **factors}
+        return fields
 
 
 class StandInData(DataSet):
@@ -227,47 +243,26 @@ class World(Strict):
                 missing.append(line(data, path, problem))
             return known.get(name)
 
-        models = ["student", "teacher", *(f"teachers.{name}" for name in mapping(at(data, "teachers")))]
-        for model, key in product(models, NAMED):
-            name = at(data, *model.split("."), key)
-            if not isinstance(name, str) or name.startswith(f"{self.name}:"):
+        recipe = Recipe.as_far_as_it_fits(data)
+        for (model, parts_of), key in product(recipe.models.items(), NAMED):
+            name = getattr(parts_of, key, None)
+            if not isinstance(name, str) or not name or name.startswith(f"{self.name}:"):
                 continue
             if stand_in := find(name, self.models, *model.split("."), key):
                 values[f"{model}.{key}"] = stand_ins[name] = stand_in
                 parts = self.fields.parts if key != "checkpoint" else {}
                 values |= {f"{model}.{part}": value for part, value in parts.items()}
-        for name, spec in mapping(at(data, "data")).items():
-            if at(spec, "source") != self.name and (data_set := find(name, self.data, "data", name)):
+        for name, spec in recipe.data.items():
+            if spec.source != self.name and (data_set := find(name, self.data, "data", name)):
                 values[f"data.{name}"] = data_set.model_dump(exclude={"pace"}, exclude_defaults=True)
                 parameters = ", ".join(f"{key} {value}" for key, value in data_set.parameters.items())
                 stand_ins[name] = f"{data_set.source}: {parameters}"
-                for i, stage in mappings(at(data, "stages")):
-                    if [used for _, used in trained_on(stage)][:1] == [name]:
-                        changed = _paced(stage, data_set.pace) | self.fields.stage
+                for i, stage in enumerate(recipe.stages):
+                    if stage.trained_on[:1] == (name,):
+                        changed = data_set.pace.of(stage, at(data, "stages", i, "lr_scale")) | self.fields.stage
                         values |= {f"stages.{i}.{key}": value for key, value in changed.items()}
         if stand_ins:
             if at(data, "evaluation") is not None:
                 values |= {f"evaluation.{key}": value for key, value in self.fields.evaluation.items()}
             values |= {**self.fields.recipe, "world": self.name, "stand_ins": stand_ins}
         return patches.apply(data, values, place=self.file)[0], missing
-
-
-def _paced(stage: Mapping[str, Any], pace: Pace) -> dict[str, Any]:
-    """Return the fields of a stage that its pace changes."""
-    lr, batch, epochs = (stage.get(key) for key in ("lr", "batch", "epochs"))
-    fields: dict[str, Any] = {}
-    if _is_number(lr):
-        fields["lr"] = float(f"{lr * pace.lr:.6g}")
-    if _is_number(batch):
-        fields["batch"] = max(1, round(batch * pace.batch))
-    if _is_number(epochs):
-        fields["steps"] = max(1, round(epochs * pace.epoch))
-    scale, train = stage.get("lr_scale", {}), stage.get("train")
-    if isinstance(scale, Mapping) and isinstance(train, list) and all(map(_is_number, scale.values())):
-        factors = {part: scale.get(part, 1.0) * by for part, by in pace.lr_scale.items() if part in train}
-        fields |= {"lr_scale": {**scale, **factors}} if factors else {}
-    return fields
-
-
-def _is_number(value: Any) -> TypeGuard[float]:
-    return type(value) in (int, float)

@@ -19,7 +19,7 @@ from typing import Any
 from switchkd_cli.errors import UserError, did_you_mean
 from switchkd_cli.recipe import yaml_positions
 from switchkd_cli.recipe.named_files import HERE, NAMED, yaml_files
-from switchkd_cli.recipe.yaml_positions import PlacedDict, Step, at, item_name, line, listed, mapping, mappings
+from switchkd_cli.recipe.yaml_positions import PlacedDict, Step, at, item_name, line, listed, mapping
 
 EXTENDS = "extends"
 ABOVE = "../"
@@ -50,7 +50,7 @@ def apply(data: Any, values: Mapping[str, Any], place: str = "override") -> tupl
 def drop(data: Any, names: Sequence[Any]) -> tuple[Any, list[str]]:
     """Remove the named terms from every stage's objective. Returns the changed data, and a message for each unknown name."""
     data = copy.deepcopy(data) if names else data
-    objectives = [listed(stage.get("objective")) for _, stage in mappings(at(data, "stages"))]
+    objectives = [listed(at(stage, "objective")) for stage in listed(at(data, "stages"))]
     known = sorted({name for terms in objectives for name in map(item_name, terms) if name})
     for terms in objectives:
         kept = [i for i, term in enumerate(terms) if item_name(term) not in names]

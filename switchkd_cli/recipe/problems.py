@@ -12,12 +12,14 @@ from switchkd_cli.recipe.schema import TAG
 from switchkd_cli.recipe.yaml_positions import Step
 
 Schema = TypeVar("Schema", bound=BaseModel)
+Problem = tuple[tuple[Step, ...], str]
+"""Where something is wrong in plain data, and what."""
 
 _WORDS: Mapping[str, str] = read_yaml(__file__)
 """What a value must be, by pydantic's type of error; for others, pydantic's own words are used."""
 
 
-def fitted(schema: type[Schema], data: Any) -> tuple[Schema | None, list[tuple[tuple[Step, ...], str]]]:
+def fitted(schema: type[Schema], data: Any) -> tuple[Schema | None, list[Problem]]:
     """Return data as the schema's model, or None and where and what is wrong with it."""
     try:
         return schema.model_validate(data), []
@@ -25,7 +27,7 @@ def fitted(schema: type[Schema], data: Any) -> tuple[Schema | None, list[tuple[t
         return None, list(_misfits(schema, error.errors(include_url=False)))
 
 
-def _misfits(schema: type[BaseModel], items: Sequence[Mapping[str, Any]]) -> Iterator[tuple[tuple[Step, ...], str]]:
+def _misfits(schema: type[BaseModel], items: Sequence[Mapping[str, Any]]) -> Iterator[Problem]:
     for item in items:
         loc = item["loc"]
         inside = any(len(i["loc"]) > len(loc) and i["loc"][: len(loc)] == loc for i in items)

@@ -135,7 +135,7 @@ NOT_IN_KEYS = {
 }
 NOT_IN_KEYS_OF_STAGES = {"activation_checkpointing"}
 NOT_IN_KEYS_OF_TEACHER = {"weights"}
-NAMED_PARTS = ("checkpoint", "vision", "language", "tokenizer", "image_processor")
+NAMED_PARTS = ("checkpoint", "vision", "language", "frozen_projector", "tokenizer", "image_processor")
 NAMES = ("recipe", "row", "title", "paper")
 
 

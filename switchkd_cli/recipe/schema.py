@@ -4,9 +4,11 @@ What one field means for another is checked in validate.py. The text below a fie
 writes docs/recipe_fields.md from it.
 """
 
-from collections.abc import Mapping
-from typing import Annotated, Any, Literal, Self, get_args
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from typing import Annotated, Any, ClassVar, Literal, Self, get_args
 
+import pydantic
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Discriminator, Field, PrivateAttr, Tag, model_validator
 from pydantic_core import PydanticCustomError
 
@@ -45,6 +47,44 @@ class Strict(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
+    @classmethod
+    def as_far_as_it_fits(cls, data: Any) -> Self:
+        """Return broken data as a model, to check the rest of it: what is missing or wrong has a stand-in (`_stand_in`)."""
+        return cls.model_validate(data, extra="ignore", context=_BROKEN)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _has_every_field(cls, value: Any, info: pydantic.ValidationInfo) -> Any:
+        if info.context is not _BROKEN:
+            return value
+        needed = [field.alias or name for name, field in cls.model_fields.items() if field.is_required()]
+        return dict.fromkeys(needed) | (value if isinstance(value, dict) else {})
+
+    @pydantic.field_validator("*", mode="wrap")
+    @classmethod
+    def _fits_or_stands_in(cls, value: Any, fit: Callable[[Any], Any], info: pydantic.ValidationInfo) -> Any:
+        try:
+            return fit(value)
+        except pydantic.ValidationError as error:
+            if info.context is not _BROKEN:
+                raise
+            wrong = {item["loc"][0] for item in error.errors() if item["loc"]}
+        if isinstance(value, dict):
+            with suppress(pydantic.ValidationError):
+                return fit({key: of for key, of in value.items() if key not in wrong})
+        return _stand_in(cls.model_fields[str(info.field_name)])
+
+
+_BROKEN = "what is wrong has a stand-in"  # the context of a validation
+
+
+def _stand_in(field: Any) -> Any:
+    """Return a field's default or, where that is None or there is none, an empty value: the field is there, but says nothing."""
+    if not field.is_required() and field.default is not None:
+        return field.default
+    forms = [getattr(form, "__origin__", form) for form in (field.annotation, *get_args(field.annotation))]
+    return next((form() for form in forms if form in (str, int, float, tuple, dict)), "")
+
 
 class Fresh(Strict):
     """A part with random weights."""
@@ -73,6 +113,9 @@ class Parts(Strict):
     """The language model: a folder, a hub id, `playground:NAME`, or `{fresh: {...}}`."""
     projector: Literal["mlp2x_gelu", "ldpnetv2"] = "mlp2x_gelu"
     """The projector: an MLP of two layers, or MobileVLM V2's, which makes a quarter of the tokens."""
+    frozen_projector: Annotated[Text | None, _left_out(None)] = None
+    """A whole LLaVA, such as the teacher, whose projector the student keeps as it is; a linear map behind it is fresh, and
+    what `projector` in `train` trains (none: all of the projector is)."""
     tokenizer: Text | None = None
     """The folder or hub id of a tokenizer (none: the language model's own). A fresh language model has none."""
     image_processor: Annotated[Text | None, _left_out(None)] = None
@@ -207,7 +250,8 @@ class PathSpec(Strict):
     """The model whose head makes logits of the hidden states, behind a trained map to its width (none: `language`'s own). The
     map is dropped with the stage; both models have one vocabulary."""
     images: Literal["given", "blank", "mixed"] = "given"
-    """`blank`: every image is grey. `mixed`: each is blended with another one of the batch; not for terms to labels."""
+    """`blank`: every image is grey. `mixed`: each is blended with that of another example, by twos in the order of a step; not for
+    terms to labels."""
     prompt: Text | None = None
     """The text that it reads in place of each question, with {question} and perhaps {answer} in it (none: the question)."""
     mean: tuple[Name, ...] = ()
@@ -224,15 +268,6 @@ class PathSpec(Strict):
             return value
         return dict.fromkeys(MODULES, value["model"]) | {key: of for key, of in value.items() if key != "model"}
 
-    @model_validator(mode="after")
-    def _is_mean_or_goes_through_models(self) -> Self:
-        ours = self.vision, self.projector, self.language, self.head, self.images, self.prompt
-        if self.mean and ours != ("student", "student", "student", None, "given", None):
-            raise PydanticCustomError("path", "is either the mean of paths or goes through models")
-        if (self.by == "loss" and not self.mean) or (self.temperature != 1.0 and self.by != "loss"):
-            raise PydanticCustomError("path", "`by` is for a mean of paths, `temperature` for `by: loss`")
-        return self
-
     @property
     def models(self) -> frozenset[str]:
         """The models whose modules it goes through."""
@@ -248,11 +283,17 @@ class PathSpec(Strict):
         """Whether the teacher's projector reads the features of a student's tower, through the switch's adapter if there is one."""
         return self.vision in LEARNING and self.projector == "teacher"
 
+    def source(self, kind: str, *, adapted: bool) -> str:
+        """Return the model that an output of this kind is as wide as. `adapted`: the switch has an adapter."""
+        vision = self.projector if adapted and self.is_switch else self.vision
+        of_kind = {"features": vision, "tokens": self.projector, "mapped": self.speaks, "attention": self.language}
+        return of_kind[kind]
+
     @property
     def trains(self) -> set[str]:
         """The parts that its gradient reaches."""
         of_student = {part for part in MODULES if getattr(self, part) == "student" and not self.mean}
-        return of_student | {"adapter"} if self.is_switch else of_student
+        return of_student | {"adapter"} if of_student and self.is_switch else of_student
 
 
 MODULES = ("vision", "projector", "language")
@@ -345,6 +386,7 @@ def _weight_form(value: Any) -> str:
 class Term(Strict):
     """One summand of a stage's objective: weight · loss(to, of) on the chosen positions."""
 
+    kind: ClassVar[registry.Kind] = "loss"
     name: Name
     """The term's name in metrics, rows and overrides (none: that of its loss). No two terms of a stage share one."""
     loss: str
@@ -388,13 +430,33 @@ class Term(Strict):
     @property
     def paths(self) -> frozenset[str]:
         """The paths whose outputs this term reads: `of`, `to`, and those that its loss or its score names itself."""
-        named = {*registry.signature("loss", self.loss).sides} - {"student", "teacher"}
-        return frozenset({self.of, self.to, *named, *(self.score.sides if self.score else ())} - {"labels"})
+        return frozenset({*self.sides.values(), *(self.score.sides if self.score else ())})
+
+    @property
+    def sides(self) -> dict[str, str]:
+        """The path that each side of its loss is: its `of` and `to`, and any other the path of this name."""
+        named = {side: side for side in self.signature.sides}
+        return {**named, "teacher": self.of if self.to == "labels" else self.to, "student": self.of}
+
+    @property
+    def reads(self) -> frozenset[tuple[str, str]]:
+        """What its loss reads: paths, each with the kind of its output."""
+        return frozenset((self.sides[side], kind) for side, kind in self.signature.reads)
+
+    @property
+    def kinds(self) -> frozenset[str]:
+        """The kinds of outputs that it compares."""
+        return frozenset(kind for _, kind in self.signature.reads)
+
+    @property
+    def signature(self) -> registry.Signature:
+        """The signature of its loss."""
+        return registry.read_signature(self.kind, self.loss)
 
     @property
     def score(self) -> registry.Signature | None:
         """The signature of the score that the term's positions are weighted by, if they are not all equal."""
-        return registry.signature("focus", self.focus.by) if self.focus and self.focus.share != 1 else None
+        return registry.read_signature("focus", self.focus.by) if self.focus and self.focus.share != 1 else None
 
 
 class Answers(Strict):
@@ -464,7 +526,7 @@ class Mixer(Strict):
     by: str
     """The rule, a name in registry.yaml: `ddk` sets the weights of a mixture, the others choose rows; docs/methods.md."""
     rounds: Count
-    """Into how many rounds of equal length the stage's steps are divided."""
+    """Into how many rounds of equal length the stage's steps are divided: at most as many as it has steps."""
     rows: Count = 64
     """Of weights: held-out rows of each data set, which the stage doesn't train on; at most a tenth of the set."""
     candidates: Count = 1
@@ -558,6 +620,21 @@ class Stage(Strict):
     """The terms whose weighted sum is minimised."""
     _known: Mapping[str, PathSpec] = PrivateAttr(default=BUILT_IN)
     """Every path of its recipe, by name."""
+
+    def micro_batch_of(self, processes: int) -> int:
+        """Return how many examples a process holds at once: `micro_batch`, or the largest number below that divides its share.
+
+        The processes divide the batch evenly: `preflight.check_batches` has checked it.
+        """
+        each = self.batch // processes
+        return max(n for n in range(1, min(self.micro_batch or each, each) + 1) if each % n == 0)
+
+    def parts_examples(self, processes: int) -> bool:
+        """Whether the micro-batches of these processes part examples that a focus ranks, or two whose images are mixed."""
+        held = self.micro_batch_of(processes)
+        ranked = any(term.focus is not None and term.focus.of == "examples" for term in self.objective)
+        mixed = any(path.images == "mixed" for path in self.readings.values())
+        return (ranked and held != (self.micro_batch or self.batch)) or (mixed and held % 2 == 1)
 
     @property
     def paths(self) -> frozenset[str]:

@@ -149,19 +149,6 @@ def listed(value: Any) -> list[Any]:
     return value if isinstance(value, list) else []
 
 
-def mappings(value: Any) -> list[tuple[int, Mapping[str, Any]]]:
-    """Return the mappings in a list, with their indices; none for anything but a list."""
-    return [(i, item) for i, item in enumerate(listed(value)) if isinstance(item, Mapping)]
-
-
-def trained_on(stage: Mapping[str, Any]) -> list[tuple[tuple[Step, ...], Any]]:
-    """Return where a stage names the data sets that it trains on, and their names."""
-    data = stage.get("data")
-    if not isinstance(data, list):
-        return [(("data",), data)]
-    return [(("data", i, "use"), portion.get("use")) for i, portion in mappings(data)]
-
-
 def _plain(node: yaml.Node, file: str, problems: list[str]) -> Any:
     """Return the value of a node; what can't be read is left out, or None, and told in `problems`."""
     place = _place(node, file)

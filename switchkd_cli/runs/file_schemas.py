@@ -91,6 +91,7 @@ class EyesOrReader(Measured):
     eyes: Real
     reader: Real
     interaction: Real
+    grounding: dict[OneLine, Real | None] = {}
 
 
 class Results(Lenient):

@@ -24,7 +24,7 @@ from tests.support.shipped_recipes import RECIPES
 FILES = sorted((RECIPES / "methods").glob("*.yaml"))
 ROWS = [(file, row) for file in FILES for row in yaml_positions.read(file.read_text(), file.name)["rows"]]
 SEEN: set[str] = set()  # stages that a row has taken
-PACE = {"lr": 50.0, "batch": 1.0, "epoch": 2}
+PACE = {"lr": 50.0, "batch": 1.0, "epoch": 50}  # steps for the most rounds of a mixer; two are taken
 
 
 @pytest.fixture(scope="module")

@@ -7,12 +7,11 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from switchkd_cli.engine.cost import flops
 from switchkd_cli.engine.cost.data_sample import STEPS, DataSample, _counted
-from switchkd_cli.engine.cost.workload import Computation
 from switchkd_cli.engine.models.shape import ModelShape
 from switchkd_cli.engine.training.loop import Loop
 from switchkd_cli.recipe.schema import RECOMPUTED, Stage
 from tests.support import tiny
-from tests.support.measured import clip_batch, clip_pair, micro_batch, only, pair, ways
+from tests.support.measured import clip_batch, clip_pair, computation, micro_batch, only, pair, ways
 
 ERROR = 1e-6  # relative: the same operations are counted, one by one
 OVERCOUNTED = 31 * 2 * 2 * 4 * 9 * 32
@@ -35,9 +34,8 @@ def counted(paths, batch, wanted, train):
     return counter.get_total_flops()
 
 
-def planned(paths, batch, computed):
-    shapes = ModelShape(paths.student), ModelShape(paths.teacher)
-    return flops.step(*shapes, micro_batch(batch), computed)
+def planned(paths, batch, wanted, train, *recomputed):
+    return flops.step(micro_batch(batch), computation(paths, wanted, train, *recomputed))
 
 
 @pytest.mark.slow
@@ -47,7 +45,7 @@ def test_a_step_takes_the_operations_that_are_planned(kind, tmp_path):
     for wanted, train in ways():
         over = OVERCOUNTED if kind == "clip" and "projector" in train else 0
         measured = counted(paths, batch, wanted, train) - over
-        assert planned(paths, batch, Computation(wanted, train)) == pytest.approx(measured, rel=ERROR), (wanted, train)
+        assert planned(paths, batch, wanted, train) == pytest.approx(measured, rel=ERROR), (wanted, train)
 
 
 @pytest.mark.parametrize("what", [*RECOMPUTED, "all"])
@@ -58,8 +56,8 @@ def test_recomputed_layers_take_the_operations_that_are_planned(kind, what, tmp_
     again = frozenset(RECOMPUTED if what == "all" else {what})
     paths.recompute(again)
     measured = counted(paths, batch, wanted, train)
-    assert planned(paths, batch, Computation(wanted, train, again)) == pytest.approx(measured, rel=ERROR)
-    assert measured > planned(paths, batch, Computation(wanted, train))
+    assert planned(paths, batch, wanted, train, *again) == pytest.approx(measured, rel=ERROR)
+    assert measured > planned(paths, batch, wanted, train)
 
 
 @pytest.mark.parametrize("kind", ["chained", "clip"])
@@ -67,8 +65,7 @@ def test_what_a_mixer_reads_takes_the_operations_that_are_planned(kind, tmp_path
     paths, batch = both(kind, tmp_path)
     with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH), torch.no_grad():
         paths(batch, {"student", "teacher"}, batch.predicting("answer"))
-    found = flops.forward(ModelShape(paths.student), ModelShape(paths.teacher), micro_batch(batch))
-    assert found == pytest.approx(counter.get_total_flops(), rel=ERROR)
+    assert planned(paths, batch, {"student", "teacher"}, ()) == pytest.approx(counter.get_total_flops(), rel=ERROR)
 
 
 @pytest.mark.parametrize("turns", ["chained", "independent"])

@@ -20,11 +20,11 @@ from switchkd_cli.engine.cost.step_memory import (
     precision_of,
     step_memory,
 )
-from switchkd_cli.engine.cost.workload import Computation, MicroBatch
+from switchkd_cli.engine.cost.workload import MicroBatch
 from switchkd_cli.engine.losses.ops.state import State
 from switchkd_cli.engine.models.llava_parts import LLAVA
+from switchkd_cli.engine.models.low_bits import pack
 from switchkd_cli.engine.models.low_rank import adapter_sizes, add_adapters
-from switchkd_cli.engine.models.packed import pack
 from switchkd_cli.engine.models.shape import ModelShape
 from switchkd_cli.engine.paths import Paths
 from switchkd_cli.engine.training.chunked import ChunkedObjective
@@ -37,8 +37,9 @@ from tests.support.measured import (
     bytes_left,
     clip_batch,
     clip_pair,
+    computation,
     micro_batch,
-    model_pair,
+    models,
     only,
     pair,
     ways,
@@ -79,8 +80,7 @@ def test_a_forward_pass_leaves_the_bytes_that_are_planned(kind, precision, tmp_p
 
     for wanted, train in ways():
         only(paths, train)
-        computed = Computation(wanted, train)
-        planned = activations(*shapes(paths), micro_batch(batch), computed, precision)
+        planned = activations(micro_batch(batch), computation(paths, wanted, train), precision)
         left = bytes_left(forward, paths, paths.teacher)
         assert planned.saved + planned.cast == pytest.approx(left, rel=ACTIVATIONS), (wanted, train)
 
@@ -95,10 +95,10 @@ def test_recomputed_layers_leave_the_bytes_that_are_planned(kind, precision, tmp
     train, wanted = frozenset({"vision", "projector", "language"}), frozenset({"student", "switch"})
     only(paths, train)
     paths.recompute(RECOMPUTED)
-    keep, computed = batch.predicting("answer"), Computation(wanted, train, frozenset(RECOMPUTED))
+    keep, computed = batch.predicting("answer"), computation(paths, wanted, train, *RECOMPUTED)
     with torch.autocast("cpu", torch.bfloat16, enabled=precision.cast):
         left = bytes_kept(lambda: paths(batch, wanted, keep))
-    work = activations(*shapes(paths), micro_batch(batch), computed, precision)
+    work = activations(micro_batch(batch), computed, precision)
     planned = work.saved + work.cast
     student, teacher = shapes(paths)
     layers = student.vision.layers + student.language.layers + teacher.language.layers
@@ -119,9 +119,10 @@ def batch_of(paths, kind, folder):
 @pytest.mark.parametrize("bits", [None, 4])
 def test_adapters_of_low_rank_and_packed_layers_leave_the_bytes_that_are_planned(bits, precision, tmp_path):
     paths, train = pair(), frozenset({"vision", "projector", "language"})
-    both, skeleton = shapes(paths), LLAVA.skeleton(paths.student.model.config)
     spec = Lora(rank=2, bits=bits)
-    count, kept = adapter_sizes(skeleton, spec)
+    count, kept = adapter_sizes(LLAVA.skeleton(paths.student.model.config), spec)
+    teacher = TeacherModel(checkpoint="x", bits=8 if bits else None)
+    computed = computation(paths, {"student", "switch"}, train, low_rank=(count, kept), bits=bits, kept=teacher)
     add_adapters(paths.student, spec, seed=0)
     assert sum(p.numel() for p in paths.used_parameters("language")) == count
     batch = tiny.batch(paths.student, tmp_path)
@@ -134,9 +135,7 @@ def test_adapters_of_low_rank_and_packed_layers_leave_the_bytes_that_are_planned
         with torch.autocast("cpu", torch.bfloat16, enabled=precision.cast):
             return paths(batch, wanted, keep)
 
-    packed = frozenset({"student", "teacher"} if bits else ())
-    computed = Computation(wanted, train, low_rank=kept, packed=packed)
-    planned = activations(*both, micro_batch(batch), computed, precision)
+    planned = activations(micro_batch(batch), computed, precision)
     left = bytes_left(forward, paths, paths.teacher)
     assert planned.saved + planned.cast == pytest.approx(left, rel=ACTIVATIONS)
 
@@ -145,11 +144,11 @@ def test_adapters_of_low_rank_and_packed_layers_leave_the_bytes_that_are_planned
 def test_what_a_teacher_s_weights_and_a_student_s_adapters_take_is_planned(gpus):
     """A teacher of 7 layers, of which 6 are not on the GPU, or a part of 5; a student whose layers have 4 bits."""
     paths = Paths(tiny.model(seed=1), tiny.model(24, layers=7, seed=2), 100)
-    models, machine = model_pair(paths), Machine(gpus=gpus, zero=0)
-    computed, batch = Computation(frozenset({"student"}), frozenset({"language"})), MicroBatch(1, 1, 8, 2)
+    machine, batch = Machine(gpus=gpus, zero=0), MicroBatch(1, 1, 8, 2)
 
-    def held(pair_, who):
-        return step_memory(pair_, batch, computed, FP32, machine, 8.0)[f"{who} weights"]
+    def held(who, **more):
+        computed = computation(paths, {"student"}, {"language"}, **more)
+        return step_memory(batch, computed, FP32, machine, 8.0)[f"{who} weights"]
 
     linear = [m for m in paths.teacher.language.layers.modules() if isinstance(m, nn.Linear)]
     matrices, whole = sum(m.weight.numel() for m in linear), sum(p.nbytes for p in paths.teacher.parameters())
@@ -159,17 +158,15 @@ def test_what_a_teacher_s_weights_and_a_student_s_adapters_take_is_planned(gpus)
         "sharded": whole - 4 * matrices * 5 / 7 * (1 - 1 / gpus),
     }
     for weights, size in expected.items():
-        assert held(replace(models, kept=TeacherModel(checkpoint="x", weights=weights)), "teacher") == pytest.approx(
-            size
-        )
-    packed = replace(models, kept=TeacherModel(checkpoint="x", bits=8))
-    assert held(packed, "teacher") == pytest.approx(whole - matrices * (4 - 1 - 4 / 64))
+        assert held("teacher", kept=TeacherModel(checkpoint="x", weights=weights)) == pytest.approx(size)
+    packed = TeacherModel(checkpoint="x", bits=8)
+    assert held("teacher", kept=packed) == pytest.approx(whole - matrices * (4 - 1 - 4 / 64))
     count, kept = adapter_sizes(paths.student, Lora(rank=2))
     ours = sum(m.weight.numel() for m in paths.student.language.layers.modules() if isinstance(m, nn.Linear))
-    adapted = replace(models, low_rank=(count, kept), packed=4)
-    assert adapted.trained(frozenset({"language"})) == count
+    adapted: dict = {"low_rank": (count, kept), "bits": 4}
+    assert replace(models(paths), **adapted).trained(frozenset({"language"})) == count
     spared = ours * (4 - 1 / 2 - (1 + 4 / 256) / 64)
-    assert held(adapted, "student") == pytest.approx(held(models, "student") + 4 * count - spared)
+    assert held("student", **adapted) == pytest.approx(held("student") + 4 * count - spared)
 
 
 OBJECTIVES = {
@@ -210,7 +207,7 @@ def peaks(names, cast, recomputed, tmp_path):
     paths, objective = pair(64, columns=COLUMNS), objective_of(names)
     paths.recompute(recomputed)
     batch = tiny.batch(paths.student, tmp_path, "chained", tiny.rows(tmp_path) * 3)
-    keep, normalizers, chunks = (objective.keep(batch), objective.normalizers([batch]), ChunkedObjective(objective))
+    keep, counts, chunks = (objective.keep(batch), objective.counts([batch]), ChunkedObjective(objective))
     train = frozenset({"vision", "projector", "language"})
     only(paths, train)
 
@@ -218,14 +215,13 @@ def peaks(names, cast, recomputed, tmp_path):
         with torch.autocast("cpu", torch.bfloat16, enabled=cast):
             outputs = paths(batch, chunks.outputs, keep)
         heads = paths.heads(torch.bfloat16 if cast else None)
-        chunks(LossInputs(outputs, heads, batch, keep, normalizers))[0].backward()
+        chunks(LossInputs(outputs, heads, batch, keep, counts))[0].backward()
 
     step()  # afterwards the gradients are there
     precision = precision_of("bf16" if cast else "fp32", 0)
     planned = step_memory(
-        model_pair(paths),
         micro_batch(batch),
-        Computation(objective.outputs, train, recomputed),
+        computation(paths, objective.outputs, train, *recomputed),
         precision,
         Machine(gpus=1, zero=0),
         bytes_per_logit(objective.terms, precision.compute, COLUMNS),

@@ -10,7 +10,7 @@ from switchkd_cli.engine.data.conversation import Conversations
 from switchkd_cli.engine.data.prompt_template import template_text
 from switchkd_cli.engine.data.rows import Fault, Rows
 from switchkd_cli.engine.data.turns import llava_row, message_row
-from switchkd_cli.engine.models.tokenizers import IN_PARTS
+from switchkd_cli.engine.models.processors import IN_PARTS
 from switchkd_cli.errors import UserError
 from switchkd_cli.registry import TEMPLATES
 from switchkd_cli.registry import template as registered

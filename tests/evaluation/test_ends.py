@@ -66,12 +66,12 @@ def test_without_a_generation_config_the_config_is_looked_at(teacher):
 
 
 def test_what_else_changes_answers_is_said(teacher):
-    """A least length keeps a model from ending: transformers takes it from there when nothing else is said."""
+    """A least length keeps a model from ending: other tools apply it, so their answers differ."""
     file = teacher / "generation_config.json"
     told = json.loads(file.read_text()) | {"min_new_tokens": 9, "repetition_penalty": 1.0, "top_p": 0.9}
     file.write_text(json.dumps(told))
     assert check_checkpoint(str(teacher), "model").notes == (
-        f"model: {teacher}: generation_config.json: answers are generated with min_new_tokens 9, as other tools do",
+        f"model: {teacher}: generation_config.json: min_new_tokens 9 not used: answers are the likeliest tokens, as trained",
     )
 
 

@@ -5,14 +5,16 @@ from pathlib import Path
 
 import pyarrow.parquet
 import pytest
+import torch
 
 pytest.importorskip("lmms_eval")
 
 from switchkd_cli.commands.evaluate import _own_rows as own_rows_of
 from switchkd_cli.commands.evaluate import evaluate as eval_command
 from switchkd_cli.commands.options import EvalOptions
+from switchkd_cli.engine.evaluation.generate import GreedyModel
 from switchkd_cli.engine.evaluation.lmms_model import Item, LmmsModel
-from switchkd_cli.engine.evaluation.own_rows import scores
+from switchkd_cli.engine.evaluation.own_rows import exposure, scores
 from switchkd_cli.engine.evaluation.score_model import check as check_evaluation
 from switchkd_cli.engine.evaluation.score_model import majority, score_request
 from switchkd_cli.errors import UserError
@@ -23,7 +25,7 @@ from switchkd_cli.recipe.schema import Evaluation
 from switchkd_cli.recipe.validate import check
 from switchkd_cli.report.results.finished_run import read
 from switchkd_cli.report.stats import significance
-from switchkd_cli.report.stats.stored_answers import read_answers, units
+from switchkd_cli.report.stats.stored_answers import read_answers, readable, units
 from switchkd_cli.report.tables.comparison import comparison
 from switchkd_cli.runs.run_folder import RunFolder
 from tests.support import tiny
@@ -93,6 +95,104 @@ def test_cider_says_what_it_needs_before_anything_runs(tmp_path: Path, monkeypat
         preflight.check_metrics(asked(tmp_path, "rows.cider"))
     assert error.value.hint == "pip install --no-deps pycocoevalcap"
     preflight.check_metrics(asked(tmp_path, "rows.exact"))
+
+
+@pytest.mark.parametrize(
+    ("nats", "bits"),
+    [
+        ([1.0, 2.0, 3.0, 4.0], 2.0),  # the likeliest of four
+        ([2.5, 2.0, 3.0, 4.0], 1.0),
+        ([9.0, 2.0, 3.0, 4.0], 0.0),
+        ([2.0, 2.0, 3.0, 4.0], 1.0),  # what is as likely stands before it
+        ([7.0] * 4, 0.0),
+        ([1.0, *[2.0] * 1023], 10.0),
+    ],
+)
+def test_exposure_of_a_table(nats: list[float], bits: float) -> None:
+    assert exposure(nats) == pytest.approx(bits)
+
+
+def canaries(folder: Path, **changes) -> Evaluation:
+    """Two questions on images with four and two answers, the canary first, in turns."""
+    asked(folder)
+    answers = ("What is it?", "a.png", "three red apples"), ("Where?", "c.png", "at the top left")
+    answers += ("What is it?", "a.png", "a bus"), ("Where?", "c.png", "no")
+    answers += ("What is it?", "a.png", "a cat"), ("What is it?", "a.png", "hi there")
+    rows = [tiny.row(str(i), image, (question, answer)) for i, (question, image, answer) in enumerate(answers)]
+    (folder / "rows.json").write_text(json.dumps(rows))
+    parameters = {"file": str(folder / "rows.json"), "images": str(folder), "turns": "independent"}
+    data = {"source": "llava_json", "parameters": parameters}
+    return Evaluation(**{"world": "rows", "data": data, "benchmarks": ("rows.exposure",), "batch": 4, **changes})
+
+
+class Weighs(Says):
+    def __init__(self, *nats: float) -> None:
+        super().__init__(lambda item: "yes")
+        self.told = nats
+
+    def nats(self, data, count: int) -> list[float]:
+        return list(self.told[:count])
+
+
+def test_the_exposure_of_canaries_is_their_mean_over_questions_in_bits(tmp_path: Path) -> None:
+    model = Weighs(1.0, 5.0, 2.0, 4.0, 0.5, 3.0)  # second of four, last of two
+    entry = score_request(model, canaries(tmp_path, benchmarks=("rows.exposure", "rows.exact")), tmp_path)["scores"]
+    of = entry["rows.exposure"]
+    assert (of["score"], of["items"], of["higher_is_better"]) == (pytest.approx(0.5), 2, False)
+    lines = read_answers(tmp_path / "answers", "rows.exposure")
+    assert [(line["target"], line["score"]) for line in lines] == [("three red apples", 1.0), ("at the top left", 0.0)]
+    assert entry["rows.exact"]["items"] == 6  # the same rows
+    results = {"model": "m", **score_request(model, canaries(tmp_path), tmp_path / "m")}
+    write_json(RunFolder(tmp_path / "m").results, results)
+    run = read(RunFolder(tmp_path / "m"))
+    assert units("rows.exposure", lines).score == pytest.approx(0.5)
+    assert not readable(lines), "another reader would score the answer, which is not what was scored"
+    notes = comparison([run, run], None).notes
+    assert any("lower is better, so a negative difference is a gain: rows.exposure" in note for note in notes)
+
+
+def test_an_answers_cross_entropy_is_that_of_an_explicit_formula_and_training_on_it_exposes_it(tmp_path: Path) -> None:
+    question, student = canaries(tmp_path), tiny.model(seed=1)
+    reader = GreedyModel(student, batch=4)
+    data = tiny.conversations(student, tmp_path, "independent", json.loads((tmp_path / "rows.json").read_text()))
+    expected = []
+    for i in range(len(data)):
+        batch = tiny.together(student, [data[i]])
+        keep = batch.predicting("answer")
+        with torch.no_grad():
+            tokens = student.project(student.encode(batch.images), batch.images)
+            log_p = student.logits(student.hidden_states(batch, tokens, keep)).double().log_softmax(-1)
+        expected.append(-log_p.gather(1, batch.targets[keep][:, None]).sum().item())
+    assert reader.nats(question.data, 6) == pytest.approx(expected, rel=1e-5)
+    blind = GreedyModel(student, batch=4, blind=True).nats(question.data, 6)
+    assert blind != pytest.approx(expected, rel=1e-5)
+    before = score_request(reader, question, tmp_path / "before")["scores"]["rows.exposure"]["score"]
+    batch, parameters = tiny.together(student, [data[0], data[1]]), list(student.parameters())
+    adam = torch.optim.Adam([p.requires_grad_() for p in parameters], 0.01)
+    for _ in range(30):
+        keep = batch.predicting("answer")
+        hidden = student.hidden_states(batch, student.project(student.encode(batch.images), batch.images), keep)
+        torch.nn.functional.cross_entropy(student.logits(hidden), batch.targets[keep]).backward()
+        adam.step()
+        adam.zero_grad()
+    after = score_request(reader, question, tmp_path / "after")["scores"]["rows.exposure"]["score"]
+    assert before < after == pytest.approx(1.5)  # the mean of log2 4 and log2 2: the most that these rows can show
+
+
+def test_exposure_needs_other_answers_to_a_question_and_an_engine_with_probabilities(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="row 1: no other row asks its question"):
+        check_evaluation(canaries(tmp_path, items=3))
+    with pytest.raises(UserError, match="row a: several questions"):
+        check_evaluation(asked(tmp_path / "other", "rows.exposure"))
+    with pytest.raises(UserError, match="gives no probabilities") as error:
+        score_request(Says(lambda item: "yes"), canaries(tmp_path), tmp_path)
+    assert error.value.hint == "--engine transformers"
+
+
+def test_a_constant_exposes_nothing(tmp_path: Path) -> None:
+    question = canaries(tmp_path)
+    fields = {name: getattr(question, name) for name in Evaluation.model_fields}
+    assert majority(folder=tmp_path / "majority", **fields)["scores"]["rows.exposure"]["score"] == 0
 
 
 def test_the_majority_answer_is_scored_too(tmp_path: Path) -> None:

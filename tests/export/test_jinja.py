@@ -18,7 +18,7 @@ import jinja2
 import pytest
 from jinja2 import nodes
 
-from switchkd_cli.engine.models.tokenizers import IN_PARTS
+from switchkd_cli.engine.models.processors import IN_PARTS
 from switchkd_cli.recipe.named_files import ASSETS
 from switchkd_cli.registry import TEMPLATES, template
 from tests.support import tiny_qwen

@@ -36,7 +36,7 @@ from switchkd_cli.engine.data.prompt_template import template_text
 from switchkd_cli.engine.data.rows import Rows
 from switchkd_cli.engine.data.turns import llava_row
 from switchkd_cli.engine.models import model_folder
-from switchkd_cli.engine.models.tokenizers import IN_PARTS
+from switchkd_cli.engine.models.processors import IN_PARTS
 from switchkd_cli.recipe.named_files import ASSETS
 from switchkd_cli.recipe.schema import Parts
 from switchkd_cli.registry import TEMPLATES

@@ -4,6 +4,7 @@ import ast
 import inspect
 import math
 from functools import partial
+from typing import Any
 
 import pytest
 import torch
@@ -11,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.autograd import gradcheck
 
+from switchkd_cli import registry
 from tests.support.reference_losses import expected, language_logits, value_and_gradient
 from tests.support.registered_losses import losses
 
@@ -231,18 +233,12 @@ def test_jensen_shannon_approaches_the_scaled_divergences_at_its_ends():
     high = losses.jensen_shannon(teacher, student, beta=1 - 1e-7) / 1e-7
     torch.testing.assert_close(low, losses.forward_kl(teacher, student), rtol=1e-4, atol=1e-6)
     torch.testing.assert_close(high, losses.reverse_kl(teacher, student), rtol=1e-4, atol=1e-6)
-    for beta in (0, 1, -0.5):
-        with pytest.raises(ValueError, match="beta"):
-            losses.jensen_shannon(teacher, student, beta=beta)
 
 
 def test_skewed_kl_approaches_forward_kl():
     teacher, student = language_logits(4, 30, seed=11)
     near = losses.skewed_kl(teacher, student, alpha=1e-9)
     torch.testing.assert_close(near, losses.forward_kl(teacher, student), rtol=1e-6, atol=1e-8)
-    for alpha in (0, 1, -0.5):
-        with pytest.raises(ValueError, match="alpha"):
-            losses.skewed_kl(teacher, student, alpha=alpha)
 
 
 def test_skewed_reverse_kl_is_skewed_kl_with_the_models_exchanged():
@@ -263,9 +259,6 @@ def test_skewed_reverse_kl_approaches_reverse_kl():
     teacher, student = language_logits(4, 30, seed=11)
     near = losses.skewed_reverse_kl(teacher, student, alpha=1e-9)
     torch.testing.assert_close(near, losses.reverse_kl(teacher, student), rtol=1e-6, atol=1e-8)
-    for alpha in (0, 1, -0.5):
-        with pytest.raises(ValueError, match="alpha"):
-            losses.skewed_reverse_kl(teacher, student, alpha=alpha)
 
 
 def test_dbild_forward_with_a_fixed_k_is_bild():
@@ -282,7 +275,7 @@ def test_knee_kl_over_the_whole_vocabulary_is_reverse_kl_twice():
 
 @pytest.mark.parametrize("name", ["cross_entropy", *DIVERGENCES])
 def test_recipe_parameters_can_be_read_without_importing(name):
-    """Keyword-only, plain annotations, literal defaults: what the recipe's check reads from the source."""
+    """Keyword-only, types and ranges, literal defaults: what the recipe's check reads from the source."""
     loss = getattr(losses, name)
     if isinstance(loss, partial):  # a variant with some of them fixed
         loss, name = loss.func, loss.func.__name__
@@ -293,6 +286,6 @@ def test_recipe_parameters_can_be_read_without_importing(name):
         ["targets", "student_logits"],
     )
     for argument, default in zip(function.args.kwonlyargs, function.args.kw_defaults, strict=True):
-        annotation = ast.unparse(argument.annotation)
-        assert annotation in ("int", "float", "int | None") or annotation.startswith("Literal['")
+        # Any: an annotation that the registry can't read, so that no value would be checked
+        assert registry.signature("loss", name).keywords[argument.arg].annotation is not Any
         ast.literal_eval(default)

@@ -125,8 +125,6 @@ def test_images_are_stacked_where_their_shapes_agree():
 def test_attended_tokens_are_all_of_them_where_there_are_no_more_than_k():
     whole = losses.attended_token_mse(*TOKENS, attention(3), k=99)
     torch.testing.assert_close(whole, losses.token_mse(*TOKENS))
-    with pytest.raises(ValueError, match="k must be"):
-        losses.attended_token_mse(*TOKENS, attention(3), k=0)
 
 
 def test_attention_without_renormalising_is_the_public_code_s_sum():
@@ -314,5 +312,3 @@ def test_attention_of_layers_is_compared_with_the_mean_of_a_group_of_the_teacher
     torch.testing.assert_close(whole, torch.zeros(3).double(), rtol=0, atol=1e-12)
     assert losses.attention_cosine(teacher.bfloat16(), student.bfloat16()).dtype == torch.float32
     assert losses.attention_cosine(teacher[:0], student[:0]).shape == (0,)
-    with pytest.raises(ValueError, match="first < last"):
-        losses.attention_cosine(teacher, student, first=0.7, last=0.3)

@@ -172,8 +172,6 @@ def test_partial_ranking_is_of_the_student_s_likely_ids():
         losses.partial_ranking(teacher, student, k=3), losses.partial_ranking(other, student, k=3)
     )
     assert losses.partial_ranking(1e3 * student, 1e3 * student, k=3).max() < 1e-6
-    with pytest.raises(ValueError, match="k must be 2"):
-        losses.partial_ranking(teacher, student, k=1)
 
 
 def test_taid_ends_as_forward_kl_and_starts_nearer():
@@ -182,8 +180,6 @@ def test_taid_ends_as_forward_kl_and_starts_nearer():
     torch.testing.assert_close(values[2], losses.forward_kl(teacher, student))
     assert (values[0] < values[1]).all() and (values[1] < values[2]).all()
     assert losses.taid(teacher, student, 0.0, start=0.0).abs().max() < 1e-12
-    with pytest.raises(ValueError, match="start"):
-        losses.taid(teacher, student, 0.0, start=0.9, end=0.1)
 
 
 def test_sinkhorn_of_one_position_is_its_own_distance():

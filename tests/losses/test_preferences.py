@@ -171,11 +171,12 @@ def test_a_stage_learns_preferences_with_any_split_and_with_cached_references(tm
 
 def test_the_playground_makes_pairs_of_a_right_and_a_wrong_answer(tmp_path):
     rows = playground(tmp_path, kind="preferences", pictures=40, turns=4, seed=2)
-    assert not rows.survey.faults and rows.survey.image_mask.all()
+    assert not rows.survey.faults and rows.survey.image_mask.all() and rows.survey.has_pairs
     pairs = [row for row in map(rows.__getitem__, range(40)) if row.paired]
     assert len(pairs) > 20
     for row in pairs:
         (question, right), (again, wrong) = row.exchanges
         assert question == again and {right, wrong} in ({"yes", "no"}, {"A", "B"})
     told = playground(tmp_path, kind="instructions", pictures=40, turns=4, seed=2)
+    assert not told.survey.has_pairs
     assert all(pair.exchanges[0] in told[int(i)].exchanges for i, pair in enumerate(map(rows.__getitem__, range(40))))

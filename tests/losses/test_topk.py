@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from switchkd_cli.engine.losses.dbild import bild, dbild
-from switchkd_cli.engine.losses.ops import knee, topk
+from switchkd_cli.engine.losses.ops import knee
 from switchkd_cli.engine.losses.ops.knee import knee_rank
 from switchkd_cli.engine.losses.ops.vocabulary import FLOOR, padding_columns
 from tests.support.reference_losses import language_logits, value_and_gradient
@@ -146,7 +146,7 @@ def test_a_large_vocabulary_is_not_sorted(monkeypatch):
     def refuse(logits):
         raise AssertionError("sorted whole rows")
 
-    monkeypatch.setattr(topk, "sort_whole_rows", refuse)
+    monkeypatch.setattr(knee, "sort_whole_rows", refuse)
     teacher, student = language_logits(2, 20_000, seed=4, dtype=torch.float32)
     ranked, *_ = knee.TopKAtKnee(window=None, min_k=3, max_k=None).search(teacher, None)
     k = knee.TopKAtKnee(window=None, min_k=3, max_k=None)(teacher, None)[1]
@@ -160,7 +160,7 @@ def test_a_large_vocabulary_is_not_sorted(monkeypatch):
 def test_value_and_gradient_are_those_of_the_sorted_row(loss, dtype, monkeypatch):
     teacher, student = language_logits(5, 3000, seed=6, dtype=dtype)
     found = value_and_gradient(loss, teacher, student)
-    monkeypatch.setattr(topk, "_sort_chosen", lambda logits, chosen: topk.sort_whole_rows(logits))
+    monkeypatch.setattr(knee, "_sort_chosen", lambda logits, chosen: knee.sort_whole_rows(logits))
     for new, old in zip(found, value_and_gradient(loss, teacher, student), strict=True):
         torch.testing.assert_close(new, old, rtol=0, atol=0)
 

@@ -9,7 +9,6 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from switchkd_cli.engine.cost import flops
 from switchkd_cli.engine.cost.step_memory import FP32, activations
-from switchkd_cli.engine.cost.workload import Computation, ModelPair
 from switchkd_cli.engine.data.rows import Fault
 from switchkd_cli.engine.losses.divergences import forward_kl
 from switchkd_cli.engine.models.blueprint import Blueprint
@@ -21,7 +20,7 @@ from switchkd_cli.engine.training.diagnostics import Diagnostics
 from switchkd_cli.engine.training.objective import LossInputs, Objective
 from switchkd_cli.recipe.schema import Term
 from tests.support import tiny
-from tests.support.measured import bytes_left, micro_batch, only
+from tests.support.measured import bytes_left, computation, micro_batch, only
 
 TALL = {"hidden_size": 32}  # another width
 FINE = {"patch_size": 8}  # a grid of 3 x 3 instead of 2 x 2
@@ -147,7 +146,7 @@ def test_answers_are_compared_one_by_one_whatever_the_number_of_visual_tokens(tm
         if not dense:
             monkeypatch.setattr("switchkd_cli.engine.lm_head.LOGITS", 5 * paths.vocabulary)
         way, keep = ChunkedObjective(objective, dense=dense), objective.keep(batch)
-        inputs = LossInputs(paths(batch, way.outputs, keep), paths.heads(), batch, keep, objective.normalizers([batch]))
+        inputs = LossInputs(paths(batch, way.outputs, keep), paths.heads(), batch, keep, objective.counts([batch]))
         parts.append(way(inputs, figures.add if dense else None)[1])
     torch.testing.assert_close(parts[0]["align"], expected.detach())
     torch.testing.assert_close(parts[1], parts[0])
@@ -210,14 +209,12 @@ def test_the_plan_counts_the_operations_and_the_bytes_of_a_step_with_an_adapter(
     batch = tiny.taught(student, teacher, tmp_path, which=which)
     keep, wanted = batch.predicting_in_all("answer"), {"teacher", "switch"}
     only(paths, frozenset(train))
-    shapes = [ModelShape(model) for model in (student, teacher)]
-    (ours, theirs), levels = (of.vision.width for of in shapes), 1
-    computed = Computation(frozenset(wanted), frozenset(train), adapter=ours * theirs * levels)
+    ours, theirs = (ModelShape(model).vision.width for model in (student, teacher))
+    computed = computation(paths, wanted, train, adapter=(ours, theirs, 1))
     left = bytes_left(lambda: paths(batch, wanted, keep), paths, teacher)
-    planned = activations(*shapes, micro_batch(batch), computed, FP32)
+    planned = activations(micro_batch(batch), computed, FP32)
     assert planned.saved + planned.cast == pytest.approx(left, rel=0.05)
     with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):
         paths(batch, wanted, keep)["switch"].square().sum().backward()
-    assert flops.step(*shapes, micro_batch(batch), computed) == counter.get_total_flops()
-    pair = ModelPair(shapes[0], 1, shapes[1], 0, (ours, theirs, levels))
-    assert pair.trained(frozenset(train)) == sum(p.numel() for p in paths.parameters() if p.requires_grad)
+    assert flops.step(micro_batch(batch), computed) == counter.get_total_flops()
+    assert computed.models.trained(frozenset(train)) == sum(p.numel() for p in paths.parameters() if p.requires_grad)

@@ -8,8 +8,8 @@ import torch
 from transformers import AutoModelForImageTextToText
 
 from switchkd_cli.engine.build import load as load_model
+from switchkd_cli.engine.models.low_bits import PackedLinear
 from switchkd_cli.engine.models.low_rank import FOLDER, adapter_sizes, add_adapters, merge, merged
-from switchkd_cli.engine.models.packed import PackedLinear
 from switchkd_cli.engine.training.checkpointing import write_state
 from switchkd_cli.errors import INPUT, MACHINE, UserError
 from switchkd_cli.planning.preflight import check_named

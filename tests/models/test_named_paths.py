@@ -2,24 +2,24 @@
 
 import copy
 from dataclasses import replace
+from itertools import chain
 
 import pytest
 import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
+from switchkd_cli.engine.batch import collate
 from switchkd_cli.engine.cost import flops
 from switchkd_cli.engine.cost.step_memory import FP32, activations
-from switchkd_cli.engine.cost.workload import Computation
 from switchkd_cli.engine.data.rows import Fault
-from switchkd_cli.engine.models.shape import ModelShape
 from switchkd_cli.engine.paths import Paths
 from switchkd_cli.engine.training.chunked import ChunkedObjective
 from switchkd_cli.engine.training.objective import LossInputs, Objective
 from switchkd_cli.engine.training.trainer import Trainer
 from switchkd_cli.recipe.schema import BUILT_IN, PathSpec, Term
 from tests.support import tiny
-from tests.support.measured import bytes_left, micro_batch, only
+from tests.support.measured import bytes_left, computation, micro_batch, only
 from tests.support.registered_losses import losses
 from tests.training.test_training import stage
 
@@ -132,8 +132,8 @@ def test_a_second_head_reads_the_same_states_behind_a_trained_map_that_is_droppe
     torch.testing.assert_close(given["second"], paths.teacher.logits(mapped)[:, : paths.vocabulary])
     assert of_student == 1 and torch.equal(given["second.hidden"], mapped)
     chunked = ChunkedObjective(Objective(terms[1:]))
-    normalizers = objective.normalizers([batch])
-    loss, _ = chunked(LossInputs(paths(batch, chunked.outputs, keep), paths.heads(), batch, keep, normalizers))
+    counts = objective.counts([batch])
+    loss, _ = chunked(LossInputs(paths(batch, chunked.outputs, keep), paths.heads(), batch, keep, counts))
     loss.backward()
     expected = losses.forward_kl(logits_of(paths, batch, "teacher")["teacher"], given["second"]).mean()
     torch.testing.assert_close(loss, expected)
@@ -172,7 +172,8 @@ def test_blind_paths_see_what_a_batch_with_blank_images_shows(tmp_path):
 
 def test_mixed_images_are_one_mixture_for_every_path_and_follow_from_the_step(tmp_path):
     paths = pair(copy.deepcopy(tiny.model(seed=1)))
-    batch = replace(read(paths, tmp_path), mixture="0/distill/3")
+    pictured = [row for row in tiny.rows(tmp_path) if "image" in row]
+    batch = replace(read(paths, tmp_path, which=pictured), mixture="0/distill/3")
     first, again = (logits_of(paths, batch, "mixed", "mixed_student", "student") for _ in range(2))
     assert torch.equal(first["mixed"], first["mixed_student"]) and torch.equal(first["mixed"], again["mixed"])
     other = logits_of(paths, replace(batch, mixture="0/distill/4"), "mixed")
@@ -181,6 +182,24 @@ def test_mixed_images_are_one_mixture_for_every_path_and_follow_from_the_step(tm
     share = ((batch.shown("mixed", "0")[0]["pixel_values"] - after) / (here - after)).nanmedian()
     assert 0 <= share < 1
     torch.testing.assert_close(batch.shown("mixed", "0")[0]["pixel_values"], share * here + (1 - share) * after)
+
+
+def test_mixed_images_are_the_same_however_a_step_is_split(tmp_path):
+    data = tiny.conversations(tiny.model(), tmp_path)
+    examples = [data[i % len(data)] for i in range(6)]
+    of_step, *parts = (
+        collate(some, pad_token=0).shown("mixed", "0") for some in (examples, examples[:2], examples[2:])
+    )
+    for one, other in zip(of_step, chain.from_iterable(parts), strict=True):
+        assert torch.equal(one["pixel_values"], other["pixel_values"])
+
+
+def test_mapped_states_behind_another_head_are_as_wide_as_its_model_s(tmp_path):
+    paths = pair(tiny.model(24, seed=2)).train()
+    paths.adapt({"second.mapped", "teacher.mapped"})
+    batch = read(paths, tmp_path)
+    given = paths(batch, {"second.mapped", "teacher.mapped"}, batch.predicting_in_all("answer"))
+    assert given["second.mapped"].shape == given["teacher.mapped"].shape
 
 
 @pytest.mark.parametrize("turns", ["chained", "independent"])
@@ -243,7 +262,7 @@ def computed(paths, terms, means, batch, way=None):
     keep, found = objective.keep(batch), {}
     way = way(objective) if way else objective
     outputs = paths(batch, way.outputs, keep)
-    inputs = LossInputs(outputs, paths.heads(), batch, keep, objective.normalizers([batch]))
+    inputs = LossInputs(outputs, paths.heads(), batch, keep, objective.counts([batch]))
     way(inputs, on_values=lambda name, values, *_: found.setdefault(name, []).append(values.detach()))
     return {name: torch.cat(values) for name, values in found.items()}
 
@@ -326,7 +345,14 @@ def test_before_is_the_student_of_the_stage_s_start_also_after_a_resume(tmp_path
 
 
 @pytest.mark.parametrize(
-    "names", [("student", "teacher", "reverse"), ("modular",), ("eyes_and_mouth", "switch"), ("blind_student", "blind")]
+    "names",
+    [
+        ("student", "teacher", "reverse"),
+        ("modular",),
+        ("eyes_and_mouth", "switch"),
+        ("blind_student", "blind"),
+        ("student", "blind_student"),
+    ],
 )
 def test_the_plan_counts_each_path_by_its_modules(tmp_path, names):
     paths = pair().train()
@@ -334,12 +360,11 @@ def test_the_plan_counts_each_path_by_its_modules(tmp_path, names):
     only(paths, train)
     rows = [tiny.row(n, tiny.picture(tmp_path, f"{n}.png", 1), ("What is it?", "a dog")) for n in "ab"]
     batch = read(paths, tmp_path, which=rows)
-    keep, computed = batch.predicting("answer"), Computation(frozenset(names), train, known=KNOWN)
-    shapes = [ModelShape(model) for model in (paths.student, paths.teacher)]
+    keep, computed = batch.predicting("answer"), computation(paths, names, train)
     left = bytes_left(lambda: paths(batch, set(names), keep), paths, paths.teacher)
-    planned = activations(*shapes, micro_batch(batch), computed, FP32)
+    planned = activations(micro_batch(batch), computed, FP32)
     assert planned.saved + planned.cast == pytest.approx(left, rel=0.05)
     with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):
         logits = paths(batch, set(names), keep)
         sum(logits[name].square().sum() for name in names if KNOWN[name].trains).backward()
-    assert flops.step(*shapes, micro_batch(batch), computed) == counter.get_total_flops()
+    assert flops.step(micro_batch(batch), computed) == counter.get_total_flops()

@@ -139,9 +139,7 @@ def test_a_batch_without_pictures_costs_nothing_in_front_of_the_logits(paths, tm
     objective = Objective(PICTURES)
     paths.adapt(objective.outputs)
     keep = objective.keep(batch)
-    parts = objective(
-        LossInputs(paths(batch, objective.outputs, keep), None, batch, keep, objective.normalizers([batch]))
-    )
+    parts = objective(LossInputs(paths(batch, objective.outputs, keep), None, batch, keep, objective.counts([batch])))
     silent = {"feature_mse", "token_mse", "attended_token_mse", "attention_mse", "attention_kl"}
     silent |= {"self_correlation", "hidden_correlation", "visual"}
     assert {name for name, value in parts.items() if value == 0} == silent
@@ -183,7 +181,7 @@ def test_progress_is_what_an_interpolated_teacher_follows(paths, tmp_path):
     keep = objective.keep(batch)
     readings = paths(batch, objective.outputs, keep)
     early, late = (
-        objective(LossInputs(readings, None, batch, keep, objective.normalizers([batch], progress)))
+        objective(LossInputs(readings, None, batch, keep, objective.counts([batch]), progress))
         for progress in (0.0, 1.0)
     )
     assert early["taid"] < late["taid"]
@@ -216,9 +214,7 @@ def test_matched_positions_may_be_more_of_one_model(tmp_path):
     terms.append(Term(loss="affinity", to="teacher", on="all"))
     batch, objective = tiny.taught(student, teacher, tmp_path), Objective(terms)
     keep = objective.keep(batch)
-    parts = objective(
-        LossInputs(paths(batch, objective.outputs, keep), None, batch, keep, objective.normalizers([batch]))
-    )
+    parts = objective(LossInputs(paths(batch, objective.outputs, keep), None, batch, keep, objective.counts([batch])))
     assert all(value > 0 for value in parts.values())
     objective.total(parts).backward()
     assert all(p.grad is not None for p in student.used_parameters("vision").values())

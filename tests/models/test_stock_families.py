@@ -24,7 +24,7 @@ from switchkd_cli.engine.cost.data_sample import DataSample, _counted, sample_da
 from switchkd_cli.engine.cost.model_facts import describe_model
 from switchkd_cli.engine.cost.run_estimate import _assumptions
 from switchkd_cli.engine.cost.step_memory import FP32, activations
-from switchkd_cli.engine.cost.workload import Computation, ModelPair
+from switchkd_cli.engine.cost.workload import Computation, Models
 from switchkd_cli.engine.data.conversation import Conversations
 from switchkd_cli.engine.data.rows import Row, Rows
 from switchkd_cli.engine.models.vision_language_model import ProjectedImage, VisionLanguageModel
@@ -116,9 +116,9 @@ class StockTests(FamilyTests):
         batch, paths = self.batch(student, tmp_path), self.paths(student, teacher).train()
         data = self.data(student, tmp_path)
         rows = tuple(_counted(data.example(row), len(ROWS[row].images)) for row in range(len(ROWS)))
-        pair = ModelPair(family.shape(student.model.config), 1, family.shape(teacher.model.config))
+        both = {"student": student, "teacher": teacher}
         sample = DataSample(len(rows), rows, False, "")
-        pair = sample.of_images(pair)
+        pair = sample.of_images(Models({name: family.shape(of.model.config) for name, of in both.items()}, 1))
         work = sample.padded(rows, "answer", [pair.student.projector.tokens, pair.teacher.projector.tokens])
         assert work.images * pair.student.features == pytest.approx(
             sum(map(len, student.encode(batch.images))), rel=0.08
@@ -130,10 +130,10 @@ class StockTests(FamilyTests):
 
         with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):
             sum(each.square().sum() for path, each in forward().items() if path != "teacher").backward()
-        computed = Computation(frozenset(SWITCH_KD), frozenset(student.parts))
-        operations = flops.step(pair.student, pair.teacher, work, computed) / counter.get_total_flops()
+        computed = Computation(pair, frozenset(map(paths.known.get, SWITCH_KD)), frozenset(student.parts))
+        operations = flops.step(work, computed) / counter.get_total_flops()
         left = bytes_left(forward, paths, teacher)
-        kept = activations(pair.student, pair.teacher, work, computed, FP32).saved / left
+        kept = activations(work, computed, FP32).saved / left
         print(f"{self.family}: operations {operations:.4f}, activations {kept:.3f} of those that are measured")
         assert operations == pytest.approx(1, rel=OPERATIONS.get(self.family, 1e-6))
         assert 1 - ACTIVATIONS.get(self.family, 0.08) < kept < 1.05
@@ -378,7 +378,7 @@ def test_a_bound_of_the_logits_is_part_of_the_objective_in_chunks_too(tmp_path):
     for path in ("student", "teacher", "switch"):
         torch.testing.assert_close(heads(path, outputs[f"{path}.hidden"]), outputs[path])
         assert outputs[path].abs().max() < 5.0
-    inputs = LossInputs(outputs, heads, batch, keep, objective.normalizers([batch]))
+    inputs = LossInputs(outputs, heads, batch, keep, objective.counts([batch]))
     total, parts = ChunkedObjective(objective)(inputs)
     torch.testing.assert_close(sum(parts.values()), ChunkedObjective(objective, dense=True)(inputs)[0].detach())
     used = list(student.used_parameters("language").values())

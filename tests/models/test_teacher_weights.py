@@ -7,8 +7,8 @@ import torch
 from torch import nn
 
 from switchkd_cli.engine.build import check_pair
-from switchkd_cli.engine.models.packed import BYTES, PackedLinear, pack
-from switchkd_cli.engine.models.placement import offload
+from switchkd_cli.engine.models.layer_forwards import offload
+from switchkd_cli.engine.models.low_bits import BYTES, PackedLinear, pack
 from switchkd_cli.engine.paths import Paths
 from switchkd_cli.errors import MACHINE, UserError
 from switchkd_cli.planning.preflight import check_named

@@ -10,7 +10,7 @@ from transformers import AutoTokenizer, Qwen2Tokenizer
 
 from switchkd_cli.engine.build import check_checkpoint, check_pair
 from switchkd_cli.engine.hub import fetch
-from switchkd_cli.engine.models.tokenizers import IN_PARTS, read_tokenizer
+from switchkd_cli.engine.models.processors import IN_PARTS, read_tokenizer
 from switchkd_cli.errors import UserError
 from switchkd_cli.recipe.load import load
 from switchkd_cli.recipe.named_files import ASSETS

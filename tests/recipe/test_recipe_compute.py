@@ -5,13 +5,13 @@ from pathlib import Path
 
 import pytest
 
-from switchkd_cli.engine.cost.flops import forward, step
+from switchkd_cli.engine.cost.flops import step
 from switchkd_cli.engine.cost.model_facts import _published_model
 from switchkd_cli.engine.cost.run_estimate import estimate_run
-from switchkd_cli.engine.cost.workload import Computation, MicroBatch
+from switchkd_cli.engine.cost.workload import Computation, MicroBatch, Models
 from switchkd_cli.planning.estimate import planned_machine
 from switchkd_cli.recipe.load import load_rows
-from switchkd_cli.recipe.schema import Checkpoint
+from switchkd_cli.recipe.schema import BUILT_IN, Checkpoint
 
 RECIPES = Path(__file__).parents[2] / "recipes"
 CASES = [
@@ -51,13 +51,15 @@ def cost(run):
     """Operations of the second stage, for each row of its data once an epoch."""
     config, stage = run.config, run.config.stages[1]
     student = shape(config.student)
-    teacher = shape(config.teacher) if stage.needs_teacher else None
-    computed = Computation(stage.paths, frozenset(stage.train))
+    taught = {"teacher": shape(config.teacher)} if stage.needs_teacher else {}
+    models = Models({"student": student, **taught}, 1)
+    computed = Computation(models, frozenset(stage.readings.values()), frozenset(stage.train))
+    candidates = Computation(models, frozenset({BUILT_IN["student"], BUILT_IN["teacher"]}), frozenset())
     pictured = MicroBatch(1, 1, student.projector.tokens + 250, 100)
     text = MicroBatch(1, 0, 2048, 1348)
     read = stage.mixer.candidates if stage.mixer else 0  # for each row that is trained on
     return stage.epochs * sum(
-        share * (step(student, teacher, batch, computed) + (read and read * forward(student, teacher, batch)))
+        share * (step(batch, computed) + (read and read * step(batch, candidates)))
         for share, batch in ((0.94, pictured), (0.06, text))
     )
 

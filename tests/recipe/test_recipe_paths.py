@@ -1,16 +1,19 @@
 """Named paths in a recipe: what is refused, what a path trains, and what keys and plans see of it."""
 
+from types import SimpleNamespace
+
 import pytest
 
 from switchkd_cli.engine.build import Pair
 from switchkd_cli.engine.compatibility import Vocabulary, check_paths
 from switchkd_cli.engine.cost import flops
-from switchkd_cli.engine.cost.workload import Computation, MicroBatch
+from switchkd_cli.engine.cost.workload import Computation, MicroBatch, Models
 from switchkd_cli.engine.models.blueprint import Blueprint
 from switchkd_cli.engine.models.shape import ModelShape
 from switchkd_cli.errors import UserError
+from switchkd_cli.planning.preflight import check_batches
 from switchkd_cli.recipe.load import load
-from switchkd_cli.recipe.schema import PathSpec
+from switchkd_cli.recipe.schema import BUILT_IN, PathSpec
 from tests.recipe.test_recipe_problems import problems
 from tests.support import tiny, tiny_run
 from tests.support.small_recipe import write
@@ -94,7 +97,44 @@ def test_mixed_images_need_another_one(tmp_path):
     found = problems(
         recipe(tmp_path, "mixed: {model: teacher, images: mixed}", "{name: vsd, loss: dbild, to: mixed}", alone)
     )
-    assert any("micro_batch: an image is mixed with another one of its micro-batch, got 1" in one for one in found)
+    assert any(
+        "micro_batch: images are mixed by two examples of a micro-batch: an even number, got 1" in one for one in found
+    )
+
+
+@pytest.mark.parametrize(
+    ("term", "fit", "told"),
+    [
+        ({"to": "teacher", "focus": {"by": "teacher_entropy", "of": "examples"}}, 2, "a process holds only 2 at once"),
+        ({"of": "other", "to": "mixed"}, 4, "a process holds only 1 at once"),
+    ],
+)  # fmt: skip
+def test_processes_can_t_part_examples_that_belong_together(term, fit, told):
+    made = stage(objective=[{"loss": "forward_kl", **term}], batch=8, micro_batch=4)
+    mixed = {name: PathSpec(images="mixed", language=of) for name, of in (("mixed", "teacher"), ("other", "student"))}
+    made._known = {**made._known, **mixed}
+    run = SimpleNamespace(config=SimpleNamespace(stages=[made]))
+    check_batches([run], fit)
+    with pytest.raises(UserError, match=f"micro_batch: examples that are .*{told}"):
+        check_batches([run], 2 * fit)
+
+
+def test_a_path_of_frozen_modules_trains_no_adapter():
+    assert PathSpec(vision="before", projector="teacher", language="teacher").trains == set()
+    assert PathSpec(vision="before", projector="teacher").trains == {"language", "adapter"}
+
+
+def test_one_map_can_t_reach_teachers_of_several_widths():
+    student, *teachers = (blueprint(tiny.model(width)) for width in (16, 24, 20))
+    models = dict(zip(("student", "teacher", "second"), (student, *teachers), strict=True))
+    terms = [{"name": name, "loss": "token_mse", "to": name} for name in ("teacher", "second")]
+    made = stage(objective=terms)
+    made._known = {**made._known, "second": PathSpec.model_validate({"model": "second"})}
+    with pytest.raises(
+        UserError, match="tokens can't be mapped to more than one width, got 20 of second and 24 of teac"
+    ):
+        check_paths([made], models)
+    check_paths([made], models | {"second": models["teacher"]})
 
 
 def test_a_teacher_that_only_a_mixer_reads_is_in_the_key_and_reads_its_own_visual_tokens(tmp_path):
@@ -140,10 +180,11 @@ def blueprint(model):
 
 def test_a_plan_counts_what_paths_share_once():
     student, teacher = (ModelShape(tiny.model(width)) for width in (16, 24))
+    models = Models({"student": student, "teacher": teacher, "before": student}, 1)
     batch = MicroBatch(2, 2, 30, 6)
 
-    def count(*paths, **more):
-        return flops.step(student, teacher, batch, Computation(frozenset(paths), frozenset({"language"}), **more))
+    def count(*paths, known=BUILT_IN):
+        return flops.step(batch, Computation(models, frozenset(map(known.get, paths)), frozenset({"language"})))
 
     assert count("student", "blind_student") > count("student", "before")
     known = {**stage()._known, "alias": stage()._known["teacher"]}

@@ -1,10 +1,18 @@
 """Every mistake of a recipe is reported at once, with its line and what was near."""
 
+import json
+
 import pytest
 
+from switchkd_cli import registry
 from switchkd_cli.errors import UserError
 from switchkd_cli.recipe.load import load, load_rows
+from switchkd_cli.recipe.validate import check
 from tests.support.small_recipe import write
+
+ALIGN = "loss: dbild, to: teacher, on: answer, parameters: {temperature: 2}"
+STEPS = "    steps: 10\n"
+VSD = "to: teacher, weight: 0.5}"
 
 
 def problems(file, *arguments, **more):
@@ -258,6 +266,68 @@ def test_a_mistake_is_named(tmp_path, old, new, expected):
         assert any(expected in problem for problem in problems(file)), problems(file)
 
 
+OUT_OF_RANGE = {
+    "jensen_shannon": [({"beta": beta}, "beta: must be") for beta in (0, 1, 2, -0.5)],
+    "skewed_kl": [({"alpha": alpha}, "alpha: must be") for alpha in (0, 1, -0.5)],
+    "skewed_reverse_kl": [({"alpha": alpha}, "alpha: must be") for alpha in (0, 1, -0.5)],
+    "taid": [({"start": 0.9, "end": 0.1}, "end: must be at least start (0.9), got 0.1"), ({"start": 1.1}, "start: must be less than")],
+    "taid_adaptive": [({"end": 0.3}, "end: must be at least start (0.4), got 0.3")],
+    "partial_ranking": [({"k": 1}, "k: must be greater than or equal to 2, got 1")],
+    "bild": [({"k": 0}, "k: must be greater than 0, got 0")],
+    "dbild": [({"min_k": 5, "max_k": 4}, "max_k: must be at least min_k (5), got 4"), ({"min_k": 0}, "min_k"), ({"window": 0}, "window")],
+    "attended_token_mse": [({"k": 0}, "k: must be greater than 0")],
+    "attention_cosine": [({"first": 0.7}, "last: must be above first (0.7), got 0.7"), ({"first": 0.7, "last": 0.3}, "last: must be above")],
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("loss", OUT_OF_RANGE)
+def test_parameters_of_a_loss_outside_the_range_that_it_declares_are_told_with_the_recipe(tmp_path, loss):
+    for given, expected in OUT_OF_RANGE[loss]:
+        found = problems(write(tmp_path, (ALIGN, f"loss: {loss}, to: teacher, parameters: {json.dumps(given)}")))
+        assert any(f"align.parameters.{expected}" in problem for problem in found), found
+
+
+@pytest.mark.parametrize(
+    "loss", [n for n in registry.LOSSES if "temperature" in registry.signature("loss", n).keywords]
+)
+def test_no_temperature_is_0(loss):
+    stage = {"objective": [{"loss": loss, "to": "teacher", "parameters": {"temperature": 0}}]}
+    found = {path[-1]: text for path, text in check({"stages": [stage]})}
+    assert found["temperature"] == "must be greater than 0, got 0"
+
+
+def test_a_mixer_has_no_more_rounds_than_the_stage_has_steps(tmp_path):
+    rounds = "    mixer: {by: divergence, rounds: ROUNDS, candidates: 2}\n"
+    load(write(tmp_path, (STEPS, STEPS + rounds.replace("ROUNDS", "10"))))
+    (found,) = problems(write(tmp_path, (STEPS, STEPS + rounds.replace("ROUNDS", "11"))))
+    assert found.endswith("mixer.rounds: a round takes a step or more, and the stage has 10: got 11")
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        (VSD, "to: teacher, focus: {by: switch_gap}}"),
+        (STEPS, STEPS + "    mixer: {by: divergence, rounds: 2, candidates: 2}\n"),
+        (STEPS, STEPS + "    mixer: {by: divergence, rounds: 2, variants: 2}\n"),
+    ],
+)
+def test_a_resolved_recipe_is_a_recipe_with_the_defaults_written_out(tmp_path, changes):
+    run = load(write(tmp_path, changes))
+    (tmp_path / "resolved").mkdir()
+    (tmp_path / "resolved" / "small.yaml").write_text(run.text)
+    assert load(tmp_path / "resolved" / "small.yaml").key == run.key
+
+
+def test_a_field_that_is_broken_is_told_once(tmp_path):
+    """What would follow from a default in its place is not told."""
+    for old, new in (
+        ("steps: 4", "epochs: -1"),
+        ("{file: captions.json, images: pictures}", "3"),
+        ("train: [vision, p", "train: [visin, p"),
+    ):
+        assert len(problems(write(tmp_path, (old, new)))) == 1
+
+
 def test_all_mistakes_come_at_once_in_the_order_of_the_file(tmp_path):
     file = write(
         tmp_path,
@@ -304,7 +374,6 @@ def test_a_term_of_weight_0_trains_nothing(tmp_path):
     assert f"{told} 'projector'" in found and f"{told} 'language'" in found
 
 
-ALIGN = "loss: dbild, to: teacher, on: answer, parameters: {temperature: 2}"
 BYTES = {
     "loss: alm, to: teacher": "alm compares bytes, got 'positions' (did you mean 'bytes'?)",
     "loss: alm, to: teacher, alignment: byte": "must be one of positions, bytes, got 'byte' (did you mean 'bytes'?)",
@@ -549,9 +618,7 @@ def test_a_recipe_without_an_adapter_has_the_keys_that_it_had(tmp_path):
     assert "switch" not in run.config.model_dump(mode="json") and "\nswitch:" not in run.text
 
 
-STEPS = "    steps: 10\n"
 OWN = "    answers: {own: 0.5}\n"
-VSD = "to: teacher, weight: 0.5}"
 
 
 @pytest.mark.parametrize(

@@ -166,6 +166,10 @@ def test_what_the_teachers_parts_would_give_stands_in_a_table(root, file):
     assert {line["grey image"] for line in lines.values()} == {"25.0"}
     assert {line["another image"] for line in lines.values()} == {None}, "not measured: no number"
     assert "(questions, held out)" in found.caption
+    (found,) = [table for table in tables(chapter(composed(root, file))) if "CKA" in table.columns]
+    for line in (dict(zip(found.columns[1:], line.cells, strict=True)) for line in found.lines):
+        assert (line["agree, %"], line["CKA"], line["image, %"]) == ("75.0", "0.625", "37.5")
+        assert line["teacher's image, %"] is line["faded image"] is None
 
 
 def texts(document, folder):

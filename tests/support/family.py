@@ -18,7 +18,7 @@ from switchkd_cli import registry
 from switchkd_cli.engine.batch import Batch, collate
 from switchkd_cli.engine.build import check_checkpoint
 from switchkd_cli.engine.cost import flops
-from switchkd_cli.engine.cost.workload import Computation
+from switchkd_cli.engine.cost.workload import Computation, Models
 from switchkd_cli.engine.data.conversation import Conversations
 from switchkd_cli.engine.data.image import images_of
 from switchkd_cli.engine.data.rows import Row, Rows
@@ -284,9 +284,10 @@ class FamilyTests(ABC):
         with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):
             logits = paths(batch, set(SWITCH_KD), batch.predicting("answer"))
             sum(each.square().sum() for path, each in logits.items() if path != "teacher").backward()
-        shapes = [family.shape(model.model.config) for model in (student, teacher)]
-        computed = Computation(frozenset(SWITCH_KD), frozenset(student.parts))
-        planned = flops.step(*shapes, micro_batch(batch), computed)
+        both = {"student": student, "teacher": teacher}
+        models = Models({name: family.shape(of.model.config) for name, of in both.items()}, 1)
+        computed = Computation(models, frozenset(map(paths.known.get, SWITCH_KD)), frozenset(student.parts))
+        planned = flops.step(micro_batch(batch), computed)
         assert planned == pytest.approx(counter.get_total_flops(), rel=1e-6)
 
     def parameters(self, model: VisionLanguageModel) -> tuple[dict[str, int], dict[str, int]]:

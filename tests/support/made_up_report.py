@@ -94,6 +94,8 @@ def eyes_or_reader(student: float) -> dict:
     accuracy = {"student": student, "reverse": student + 0.1, "switch": student - 0.2, "teacher": student + 0.3}
     accuracy |= {"student_grey": 0.25, "teacher_grey": 0.125}
     parts = {"gap": 0.3, "eyes": 0.1, "reader": -0.2, "interaction": 0.4}
+    grounding = {"agreement_given": 0.75, "cka": 0.625, "student_share": 0.375, "teacher_share": None}
+    parts |= {"grounding": grounding}
     return {"data": "questions", "held_out": True, "positions": 88, "accuracy": accuracy, **parts}
 
 

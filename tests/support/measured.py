@@ -2,14 +2,16 @@
 
 import itertools
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
+from dataclasses import replace
+from typing import Any
 
 import torch
 from torch.profiler import ProfilerActivity, profile
 from transformers import CLIPVisionConfig, Qwen2Config
 
 from switchkd_cli.engine.batch import Batch, Example, collate
-from switchkd_cli.engine.cost.workload import MicroBatch, ModelPair
+from switchkd_cli.engine.cost.workload import Computation, MicroBatch, Models
 from switchkd_cli.engine.models.ldpnet import LlavaLdpConfig, LlavaLdpForConditionalGeneration
 from switchkd_cli.engine.models.shape import ModelShape, image_tokens_of
 from switchkd_cli.engine.models.vision_language_model import VisionLanguageModel
@@ -60,11 +62,18 @@ def micro_batch(batch: Batch) -> MicroBatch:
     return MicroBatch(count, len(batch.images), length, positions, masked, independent, teacher)
 
 
-def model_pair(paths: Paths) -> ModelPair:
-    """Student and teacher as the plan describes them."""
-    student, teacher = paths.student, paths.teacher
-    read = ModelShape(teacher)
-    return ModelPair(ModelShape(student), paths.vocabulary, read, read.parameters)
+def models(paths: Paths) -> Models:
+    """Student and teachers as the plan describes them."""
+    both = {"student": paths.student, **paths.frozen}
+    return Models({name: ModelShape(model) for name, model in both.items()}, paths.vocabulary)
+
+
+def computation(
+    paths: Paths, wanted: Collection[str], train: Collection[str], *recomputed: str, **more: Any
+) -> Computation:
+    """What a stage with these paths computes. `more`: about its models."""
+    read = frozenset(paths.known[name] for name in wanted)
+    return Computation(replace(models(paths), **more), read, frozenset(train), frozenset(recomputed))
 
 
 def ways() -> Iterator[tuple[frozenset[str], frozenset[str]]]:

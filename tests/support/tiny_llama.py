@@ -3,7 +3,7 @@
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 from transformers import LlavaProcessor, PreTrainedTokenizerFast
 
-from switchkd_cli.engine.models.tokenizers import with_padding
+from switchkd_cli.engine.models.processors import with_padding
 from tests.support import tiny_qwen
 
 SPECIAL = ["<unk>", "<s>", "</s>", "<image>"]

@@ -15,7 +15,7 @@ import torch
 from switchkd_cli.distributed.launch_config import exit_process
 from switchkd_cli.engine.build import check_checkpoint
 from switchkd_cli.engine.data.conversation import Conversations
-from switchkd_cli.engine.models.placement import shard
+from switchkd_cli.engine.models.layer_forwards import shard
 from switchkd_cli.engine.paths import FeatureAdapter, Paths
 from switchkd_cli.engine.training.checkpointing import read_state, write_state
 from switchkd_cli.engine.training.loop import Loop

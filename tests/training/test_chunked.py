@@ -55,7 +55,7 @@ def computed(how, paths, batch, objective, look=None):
     paths.zero_grad()
     paths.adapt(objective.outputs)
     way, keep = how(objective), objective.keep(batch)
-    inputs = LossInputs(paths(batch, way.outputs, keep), paths.heads(), batch, keep, objective.normalizers([batch]))
+    inputs = LossInputs(paths(batch, way.outputs, keep), paths.heads(), batch, keep, objective.counts([batch]))
     total, parts = way(inputs, look)
     total.backward()
     moved = {name: p.grad.clone() for name, p in paths.named_parameters() if p.grad is not None}
@@ -135,7 +135,7 @@ def test_each_terms_share_has_its_own_gradient(paths, batch, monkeypatch):
     found = {}
     for how in (dense_objective, ChunkedObjective):
         way, keep = how(objective), objective.keep(batch)
-        inputs = LossInputs(paths(batch, way.outputs, keep), paths.heads(), batch, keep, objective.normalizers([batch]))
+        inputs = LossInputs(paths(batch, way.outputs, keep), paths.heads(), batch, keep, objective.counts([batch]))
         weights = list(paths.student.model.model.vision_tower.parameters())[:1]
         found[how] = {
             name: torch.autograd.grad(value, weights, retain_graph=True)[0]
@@ -147,13 +147,13 @@ def test_each_terms_share_has_its_own_gradient(paths, batch, monkeypatch):
 
 def test_mixed_precision_computes_the_logits_that_the_models_own_heads_would(paths, tmp_path):
     batch, objective = tiny.batch(paths.student, tmp_path), Objective(SWITCH_KD)
-    keep, normalizers = objective.keep(batch), objective.normalizers([batch])
+    keep, counts = objective.keep(batch), objective.counts([batch])
     seen = []
     for way, heads in ((dense_objective(objective), None), (ChunkedObjective(objective), paths.heads(torch.bfloat16))):
         with torch.autocast("cpu", torch.bfloat16):
             outputs = paths(batch, way.outputs, keep)
         logits = {}
-        total, _ = way(LossInputs(outputs, heads, batch, keep, normalizers), lambda z, *_, into=logits: into.update(z))
+        total, _ = way(LossInputs(outputs, heads, batch, keep, counts), lambda z, *_, into=logits: into.update(z))
         paths.zero_grad()
         total.backward()
         seen.append((logits, {n: p.grad.clone() for n, p in paths.named_parameters() if p.grad is not None}))
@@ -174,9 +174,7 @@ def test_the_rows_that_are_no_number_are_named(paths, tmp_path, monkeypatch):
     answers = batch.predicting("answer")[keep]
     broken = outputs["student.hidden"].detach().clone()
     broken[(rows == 2) & answers] = float("nan")
-    inputs = LossInputs(
-        {**outputs, "student.hidden": broken}, paths.heads(), batch, keep, objective.normalizers([batch])
-    )
+    inputs = LossInputs({**outputs, "student.hidden": broken}, paths.heads(), batch, keep, objective.counts([batch]))
     found = way.non_finite_rows(["ce", "align", "vsd"], inputs)
     assert found == {"ce": {batch.ids[2]}, "align": {batch.ids[2]}, "vsd": set()}
 
@@ -184,7 +182,7 @@ def test_the_rows_that_are_no_number_are_named(paths, tmp_path, monkeypatch):
 def test_going_back_twice_is_refused_and_not_wrong(paths, tmp_path):
     batch, objective = tiny.batch(paths.student, tmp_path), Objective(SWITCH_KD)
     way, keep = ChunkedObjective(objective), objective.keep(batch)
-    inputs = LossInputs(paths(batch, way.outputs, keep), paths.heads(), batch, keep, objective.normalizers([batch]))
+    inputs = LossInputs(paths(batch, way.outputs, keep), paths.heads(), batch, keep, objective.counts([batch]))
     total, _ = way(inputs)
     total.backward(retain_graph=True)
     with pytest.raises(RuntimeError, match="one backward pass"):
@@ -195,7 +193,7 @@ def test_without_a_gradient_nothing_is_taken_back(paths, tmp_path):
     batch, objective = tiny.batch(paths.student, tmp_path), Objective(SWITCH_KD)
     way, keep = ChunkedObjective(objective), objective.keep(batch)
     with torch.no_grad():
-        inputs = LossInputs(paths(batch, way.outputs, keep), paths.heads(), batch, keep, objective.normalizers([batch]))
+        inputs = LossInputs(paths(batch, way.outputs, keep), paths.heads(), batch, keep, objective.counts([batch]))
         total, parts = way(inputs)
 
     assert not total.requires_grad and set(parts) == {"ce", "align", "vsd"}

@@ -7,6 +7,7 @@ import torch
 
 from switchkd_cli import registry
 from switchkd_cli.engine.losses.cross_entropy import cross_entropy
+from switchkd_cli.engine.losses.ops.knee import TopKAtKnee
 from switchkd_cli.engine.training.diagnostics import Diagnostics
 from switchkd_cli.recipe.schema import Term
 from tests.support import reference_losses as reference
@@ -150,12 +151,11 @@ def test_each_term_has_its_own_bounds_and_positions(logits, batch):
 
 
 def test_what_two_terms_seek_alike_is_sorted_once(logits, batch, monkeypatch):
-    from switchkd_cli.engine.training import diagnostics
-
-    searched, measure = [], diagnostics.measure_knees
-    monkeypatch.setattr(diagnostics, "measure_knees", lambda z, spec: searched.append(spec.path) or measure(z, spec))
+    searched, search = [], TopKAtKnee.search
+    monkeypatch.setattr(TopKAtKnee, "search", lambda *given: searched.append(given[1][0]) or search(*given))
     asked(logits, batch, CE, term(), term(of="switch", name="vsd"))
-    assert sorted(searched) == ["student", "switch", "teacher"]
+    first = [values[batch.predicting("answer")[everywhere(batch)]][0] for values in logits.values()]
+    assert len(searched) == 3 and all(any(torch.equal(each, of) for each in searched) for of in first)
 
 
 def test_a_micro_batch_without_the_terms_positions_says_nothing_of_it(logits, batch):
@@ -168,5 +168,5 @@ def test_a_micro_batch_without_the_terms_positions_says_nothing_of_it(logits, ba
 
 def test_rows_are_looked_at_block_by_block_with_the_same_figures(logits, batch, monkeypatch):
     whole = asked(logits, batch, CE, term())
-    monkeypatch.setattr("switchkd_cli.engine.training.diagnostics.BLOCK", 3 * WIDE)
+    monkeypatch.setattr("switchkd_cli.engine.training.figures.BLOCK", 3 * WIDE)
     assert asked(logits, batch, CE, term()) == pytest.approx(whole)

@@ -2,14 +2,13 @@
 
 import importlib.util
 import math
+from dataclasses import replace
 
 import pytest
 import torch
 
 from switchkd_cli.engine.cost.step_memory import AUTOCAST, FP32, activations
-from switchkd_cli.engine.cost.workload import Computation
 from switchkd_cli.engine.models.low_bits import GROUP, linear_layers, quantise, rounded
-from switchkd_cli.engine.models.shape import ModelShape
 from switchkd_cli.engine.paths import Paths
 from switchkd_cli.engine.training.objective import Objective
 from switchkd_cli.engine.training.trainer import Trainer
@@ -18,7 +17,7 @@ from switchkd_cli.planning.preflight import check_named
 from switchkd_cli.recipe.load import load
 from switchkd_cli.recipe.schema import Term
 from tests.support import tiny, tiny_run
-from tests.support.measured import bytes_left, micro_batch, only
+from tests.support.measured import bytes_left, computation, micro_batch, only
 from tests.training.test_training import DISTILL, stage
 
 pytest.importorskip("torchao", reason="torchao is not installed (pip install torchao)")
@@ -117,10 +116,8 @@ def test_a_forward_pass_leaves_the_bytes_that_are_planned(paths, precision, tmp_
             with torch.autocast("cpu", torch.bfloat16, enabled=precision.cast), rounded(paths.student, 4):
                 return paths(batch, needed, keep)
 
-        computed = Computation(frozenset(needed), train, rounded=True)
-        planned = activations(
-            ModelShape(paths.student), ModelShape(paths.teacher), micro_batch(batch), computed, precision
-        )
+        computed = replace(computation(paths, needed, train), rounded=True)
+        planned = activations(micro_batch(batch), computed, precision)
         left = bytes_left(forward, paths, paths.teacher)
         assert planned.saved + planned.cast == pytest.approx(left, rel=0.05), train
 

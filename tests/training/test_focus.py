@@ -46,11 +46,11 @@ def parts(paths, examples, terms, *, micro_batch=4, dense=False, on_values=None,
     objective, pad = Objective(terms), paths.student.inputs.processor.tokenizer.pad_token_id
     way = ChunkedObjective(objective, dense=dense)
     batches = [collate(examples[i : i + micro_batch], pad_token=pad) for i in range(0, len(examples), micro_batch)]
-    normalizers, found = objective.normalizers(batches), {}
+    counts, found = objective.counts(batches), {}
     paths.zero_grad()
     for batch in batches:
         keep = objective.keep(batch)
-        inputs = LossInputs(paths(batch, way.outputs, keep), paths.heads(), batch, keep, normalizers)
+        inputs = LossInputs(paths(batch, way.outputs, keep), paths.heads(), batch, keep, counts)
         total, of_batch = way(inputs, look, on_values)
         total.backward()
         found |= {name: found.get(name, 0) + value.detach() for name, value in of_batch.items()}

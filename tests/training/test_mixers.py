@@ -13,9 +13,10 @@ from switchkd_cli.engine.data.conversation import Variants
 from switchkd_cli.engine.paths import Paths
 from switchkd_cli.engine.training import mixers
 from switchkd_cli.engine.training.checkpointing import read_state, write_state
-from switchkd_cli.engine.training.data_loader import mixed_order, order, visit_order
+from switchkd_cli.engine.training.data_loader import count_steps, mixed_order, order, visit_order
+from switchkd_cli.engine.training.figures import SKETCH, sketched
 from switchkd_cli.engine.training.loop import Loop
-from switchkd_cli.engine.training.rounds import SKETCH, Rounds, scored_rows, sketched
+from switchkd_cli.engine.training.rounds import Rounds, scored_rows
 from switchkd_cli.engine.training.validation import split
 from switchkd_cli.errors import UserError
 from switchkd_cli.recipe.load import load
@@ -36,6 +37,13 @@ def stage(mixer=None, **changes):
     base = {"name": "distill", "data": "rows", "train": ["vision", "projector", "language"], "lr": 1e-2}
     base |= {"batch": 4, "micro_batch": 2, "steps": 6, "objective": [tiny_run.CE, KD], "mixer": mixer}
     return Stage.model_validate(base | changes)
+
+
+def test_a_stage_has_a_step_for_each_round():
+    made = stage({"by": "divergence", "rounds": 6, "candidates": 2}, steps=None, epochs=1.0)
+    assert count_steps(made, 24) == 6
+    with pytest.raises(UserError, match="mixer.rounds: a round takes a step or more, and the stage has 5: got 6"):
+        count_steps(made, 20)
 
 
 # --- the rules

@@ -1,4 +1,4 @@
-"""The objective: terms and normalizers; no split of a step into micro-batches changes its gradient."""
+"""The objective: terms and counts; no split of a step into micro-batches changes its gradient."""
 
 import itertools
 from functools import partial
@@ -31,11 +31,11 @@ def paths():
 
 def gradients(paths, batches, terms=TERMS):
     objective = Objective(terms)
-    normalizers = objective.normalizers(batches)
+    counts = objective.counts(batches)
     paths.zero_grad()
     for batch in batches:
         keep = objective.keep(batch)
-        parts = objective(LossInputs(paths(batch, objective.outputs, keep), None, batch, keep, normalizers))
+        parts = objective(LossInputs(paths(batch, objective.outputs, keep), None, batch, keep, counts))
         objective.total(parts).backward()
     return {n: p.grad.clone() for n, p in paths.named_parameters() if p.grad is not None}
 
@@ -57,9 +57,7 @@ def test_cross_entropy_term_is_transformers_own_loss(paths, tmp_path):
     batch = tiny.batch(paths.student, tmp_path)
     objective = Objective(TERMS[:1])
     keep = objective.keep(batch)
-    parts = objective(
-        LossInputs(paths(batch, objective.outputs, keep), None, batch, keep, objective.normalizers([batch]))
-    )
+    parts = objective(LossInputs(paths(batch, objective.outputs, keep), None, batch, keep, objective.counts([batch])))
     theirs = paths.student.model(
         input_ids=batch.input_ids,
         pixel_values=tiny.pixels(batch),
@@ -79,9 +77,7 @@ def test_total_is_the_weighted_sum(paths, tmp_path):
     batch = tiny.batch(paths.student, tmp_path)
     objective = Objective(TERMS)
     keep = objective.keep(batch)
-    parts = objective(
-        LossInputs(paths(batch, objective.outputs, keep), None, batch, keep, objective.normalizers([batch]))
-    )
+    parts = objective(LossInputs(paths(batch, objective.outputs, keep), None, batch, keep, objective.counts([batch])))
     expected = parts["cross_entropy"] + 0.5 * parts["align"] + 2 * parts["vsd"]
     torch.testing.assert_close(objective.total(parts), expected)
 
@@ -91,9 +87,7 @@ def test_a_batch_without_answers_is_zero_not_nan(paths, tmp_path):
     empty = type(batch)(**{**vars(batch), "labels": torch.full_like(batch.labels, -100)})
     objective = Objective(TERMS[:2])
     keep = objective.keep(empty)
-    parts = objective(
-        LossInputs(paths(empty, objective.outputs, keep), None, empty, keep, objective.normalizers([empty]))
-    )
+    parts = objective(LossInputs(paths(empty, objective.outputs, keep), None, empty, keep, objective.counts([empty])))
     assert {k: v.item() for k, v in parts.items()} == {"cross_entropy": 0.0, "align": 0.0}
 
 
@@ -105,7 +99,7 @@ def alone():
         to = "teacher" if any(side == "teacher" for side, _ in registry.signature("loss", loss).reads) else "labels"
         for of in ("student", "switch"):
             term = {"name": "only", "loss": loss, "of": of, "to": to}
-            yield from ((term, part) for part in sorted(_reach(term)))
+            yield from ((term, part) for part in sorted(_reach(Term(**term))))
 
 
 @pytest.mark.parametrize(
@@ -120,7 +114,7 @@ def test_a_term_alone_takes_a_micro_batch_of_text(paths, tmp_path, term, part):
     objective = Objective([Term(**term, on=on if term["to"] == "teacher" else "answer")])
     data = tiny.conversations(paths.student, tmp_path)
     pictured, text = (tiny.together(paths.student, [data[i] for i in rows]) for rows in ((0, 2), (1,)))
-    normalizers = objective.normalizers([text, pictured])
+    counts = objective.counts([text, pictured])
     paths.adapt(objective.outputs)
     for way in (dense_objective(objective), ChunkedObjective(objective)):
         found = []
@@ -128,7 +122,7 @@ def test_a_term_alone_takes_a_micro_batch_of_text(paths, tmp_path, term, part):
             paths.zero_grad()
             for batch in batches:
                 keep = objective.keep(batch)
-                inputs = LossInputs(paths(batch, way.outputs, keep), paths.heads(), batch, keep, normalizers)
+                inputs = LossInputs(paths(batch, way.outputs, keep), paths.heads(), batch, keep, counts)
                 total, _ = way(inputs)
                 assert total.requires_grad
                 total.backward()
@@ -163,7 +157,7 @@ def test_a_term_on_images_takes_a_ragged_number_of_visual_tokens(paths, tmp_path
         outputs[f"{side}.tokens"] = tuple(
             torch.randn(tokens, 24, generator=drawn, requires_grad=side == "student") for tokens in (3, 5, 2)
         )
-    inputs = LossInputs(outputs, paths.heads(), batch, keep, objective.normalizers([batch]))
+    inputs = LossInputs(outputs, paths.heads(), batch, keep, objective.counts([batch]))
     total, parts = ChunkedObjective(objective)(inputs)
     pairs = zip(outputs["teacher.tokens"], outputs["student.tokens"], strict=True)
     expected = torch.stack([(t - s).square().mean() for t, s in pairs]).mean()
@@ -179,5 +173,5 @@ def test_a_broken_image_of_a_ragged_batch_is_named_by_its_row(paths, tmp_path):
     tokens = tuple(torch.zeros(count, 24) for count in (3, 5, 2))
     broken = (tokens[0], tokens[1] + torch.nan, tokens[2])
     outputs = {"student.tokens": broken, "teacher.tokens": tokens}
-    inputs = LossInputs(outputs, None, batch, objective.keep(batch), objective.normalizers([batch]))
+    inputs = LossInputs(outputs, None, batch, objective.keep(batch), objective.counts([batch]))
     assert dense_objective(objective).non_finite_rows(["token_mse"], inputs) == {"token_mse": {"c"}}

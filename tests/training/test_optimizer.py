@@ -43,6 +43,17 @@ def adamw(**settings):
     return make_optimizer([{"params": [parameter], "lr": 1e-3}], stage(**settings))
 
 
+@pytest.mark.parametrize("name", ["cosine", "linear", "constant"])
+def test_one_step_that_is_all_warm_up_moves_no_weight(name):
+    """Candidate students are compared with a teacher before any training in this way (docs/compare.md)."""
+    optimizer = adamw(weight_decay=0.1)
+    (parameter,) = optimizer.param_groups[0]["params"]
+    parameter.data.fill_(0.3)
+    make_schedule(optimizer, stage(warmup=0.9, schedule=name), 1)
+    optimizer.step()
+    assert torch.equal(parameter, torch.full((2,), 0.3))
+
+
 def test_the_schedules_are_transformers_except_those_that_need_a_figure():
     theirs = {kind.value for kind in SchedulerType} - BY_A_FIGURE
     assert set(registry.REGISTRIES["schedule"]) == theirs - {"constant_with_warmup"}  # here `constant` has the warm-up

@@ -50,8 +50,10 @@ def test_the_share_is_spread_evenly_over_the_order(share):
 
 
 @pytest.mark.parametrize("turns", ["chained", "independent"])
-def test_greedy_answers_are_those_of_an_evaluation(tmp_path, turns):
+@pytest.mark.parametrize("published", [{}, {"repetition_penalty": 1.3, "min_new_tokens": 4}])
+def test_greedy_answers_are_those_of_an_evaluation(tmp_path, turns, published):
     of = loop(tmp_path, turns=turns, answers=ALL_OWN | {"temperature": 0.0})
+    of.trainer.paths.student.model.generation_config.update(**published)
     examples, _ = answered(of)
     reader = GreedyModel(of.trainer.paths.student)
     compared = 0
@@ -79,6 +81,22 @@ def test_sampled_tokens_have_the_models_probabilities():
         expected = (scores[0] / temperature).index_fill(0, torch.tensor([2]), -torch.inf).softmax(0)
         assert found[2] == 0 and (found - expected).abs().max() < 0.02
     assert Sampled(numbers, 3, 0.0, torch.tensor([2]))(torch.zeros(20_000, 3), scores)[0].argmax() == scores[0].argmax()
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_answers_are_drawn_from_the_students_own_distribution(tmp_path, temperature):
+    """Whatever a published checkpoint's generation config says, such as a penalty for tokens of the prompt."""
+    plain, penalised = (loop(tmp_path, answers=ALL_OWN | {"temperature": temperature}) for _ in range(2))
+    published = {
+        "repetition_penalty": 1.3,
+        "no_repeat_ngram_size": 1,
+        "do_sample": True,
+        "top_k": 1,
+        "min_new_tokens": 5,
+    }
+    penalised.trainer.paths.student.model.generation_config.update(**published)
+    expected, found = ([example.input_ids for example in answered(of)[0]] for of in (plain, penalised))
+    assert all(map(torch.equal, expected, found))
 
 
 def test_answers_depend_on_seed_step_row_and_turn_and_on_no_split(tmp_path):
@@ -135,7 +153,7 @@ def test_given_and_own_answers_are_counted_apart(tmp_path):
     of = loop(tmp_path, objective=terms, answers=ALL_OWN | {"own": 0.5})
     (batch,) = of.answers(group(of), 0)[0]
     assert batch.own.tolist() == [False, True, False, True]
-    counts = of.trainer.objective.normalizers([batch]).counts
+    counts = of.trainer.objective.counts([batch])
     by_term = [int(counts[of.trainer.objective.counted(term)]) for term in of.trainer.objective.terms]
     own = int((batch.labels[batch.own] != IGNORE).sum())
     both = int((batch.labels != IGNORE).sum())

@@ -76,7 +76,7 @@ def test_a_plan_of_rows_that_are_not_here_counts_the_teachers_visual_tokens():
 def test_a_batch_counts_its_tokens_and_its_places():
     lengths = (3, 7, 1)
     told = [torch.arange(n) + 20 for n in lengths]
-    batch = collate([Example(str(len(t)), t, t, torch.zeros_like(t)) for t in told], pad_token=0)
+    batch = collate([Example(str(len(t)), t, t, torch.zeros_like(t), t < 0) for t in told], pad_token=0)
     assert batch.sizes == (11, 21)
 
 

@@ -7,7 +7,7 @@ import torch
 
 from switchkd_cli.engine.paths import Paths
 from switchkd_cli.engine.training.loop import Loop, train
-from switchkd_cli.engine.training.training_warnings import check_images
+from switchkd_cli.engine.training.training_warnings import check_images, check_pairs
 from switchkd_cli.errors import UserError
 from switchkd_cli.recipe.schema import Stage
 from tests.support import forked, tiny, tiny_run
@@ -81,6 +81,16 @@ def test_what_needs_pictures_is_refused_where_the_data_have_none(changes, expect
 
 def test_text_trains_a_language_model():
     check_images([stage(train=["language"])], {"rows": False})
+
+
+@pytest.mark.parametrize("on", ["pair", "chosen", "rejected"])
+def test_a_term_on_preferences_is_refused_where_no_row_has_one(on):
+    made = stage(objective=[CE, {"name": "better", "loss": "preference", "to": "teacher", "on": on}])
+    told, _ = problems(check_pairs, [made], {"rows": False})
+    expected = f"objective.better is on: {on}, and no row of rows has a preferred answer and a rejected one"
+    assert told == [f"stages.distill.{expected}"]
+    check_pairs([made], {"rows": True})
+    check_pairs([stage()], {"rows": False})
 
 
 def test_a_row_whose_picture_is_lost_has_none(tmp_path):

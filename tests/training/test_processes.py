@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from switchkd_cli.engine.training.checkpointing import read_state
-from switchkd_cli.engine.training.data_loader import micro_batch_size, rows_of_process
+from switchkd_cli.engine.training.data_loader import rows_of_process
 from switchkd_cli.errors import UserError
 from switchkd_cli.planning.preflight import check_batches
 from tests.support import stock_models, together
@@ -203,8 +203,8 @@ def test_a_batch_that_can_t_be_shared_out_evenly_is_refused(split):
         with pytest.raises(UserError, match=f"multiple of the {split} processes, got 8"):
             check_batches([run], split)
     else:
-        assert together.BATCH % (micro_batch_size(stage, split) * split) == 0
-        assert micro_batch_size(stage, split) <= 3
+        assert together.BATCH % (stage.micro_batch_of(split) * split) == 0
+        assert stage.micro_batch_of(split) <= 3
 
 
 @pytest.mark.parametrize(("count", "micro"), [(1, 8), (2, 1), (2, 4), (4, 2), (8, 1)])

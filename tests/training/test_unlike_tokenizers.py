@@ -85,12 +85,12 @@ def together(student, teacher, folder, turns="chained", which=slice(None)):
     return tiny.together(student, [data.example(i) for i in range(len(data))][which])
 
 
-def computed(how, paths, batch, objective, normalizers=None, look=None):
+def computed(how, paths, batch, objective, counts=None, look=None):
     """Return total, parts and all gradients."""
     paths.zero_grad()
     way, keep = how(objective), objective.keep(batch)
-    normalizers = normalizers or objective.normalizers([batch])
-    total, parts = way(LossInputs(paths(batch, way.outputs, keep), paths.heads(), batch, keep, normalizers), look)
+    counts = counts or objective.counts([batch])
+    total, parts = way(LossInputs(paths(batch, way.outputs, keep), paths.heads(), batch, keep, counts), look)
     total.backward()
     moved = {name: p.grad.clone() for name, p in paths.named_parameters() if p.grad is not None}
     return total.detach(), {name: value.detach() for name, value in parts.items()}, moved
@@ -173,7 +173,7 @@ def test_spans_of_a_rejected_answer_are_not_counted(pair):
     rows = Rows([row | {"id": "p", "rejected_response": "two red apples"}], form("ms_swift").row)
     data = Conversations(rows, pair.student.inputs).with_teacher(pair.teacher.inputs, by_bytes=True)
     batch = tiny.together(pair.student, [data[0]])
-    counts = Objective([by_bytes(SPANS[0])], pair.tokens).normalizers([batch]).counts
+    counts = Objective([by_bytes(SPANS[0])], pair.tokens).counts([batch])
     answer = batch.predicted_spans[batch.predicting("answer")]
     assert counts["spans"] == len(answer[answer >= 0].unique()) < len(batch.predicted_spans.unique()) - 1
 
@@ -222,20 +222,20 @@ def test_no_split_into_micro_batches_changes_the_gradient(pair, tmp_path, loss):
     objective = Objective([CE, by_bytes(loss), VSD], pair.tokens)
     parts = [together(pair.student, pair.teacher, tmp_path, which=part) for part in (slice(2), slice(2, 5))]
     whole = computed(dense_objective, pair, together(pair.student, pair.teacher, tmp_path), objective)[2]
-    normalizers = objective.normalizers(parts)
-    each = [computed(ChunkedObjective, pair, part, objective, normalizers)[2] for part in parts]
+    counts = objective.counts(parts)
+    each = [computed(ChunkedObjective, pair, part, objective, counts)[2] for part in parts]
     for name in whole:
         torch.testing.assert_close(sum(of[name] for of in each), whole[name], rtol=1e-4, atol=1e-7, msg=name)
 
 
 def test_shares_of_bytes_and_of_tokens_that_are_compared(pair, batch, tmp_path):
     objective = Objective([by_bytes("forward_kl")], pair.tokens)
-    shares = objective.aligned(objective.normalizers([batch]))
+    shares = objective.aligned(objective.counts([batch]))
     assert shares["aligned/bytes"] == 1.0
     assert 0 < shares["aligned/tokens"] < 1
     alike = Objective([by_bytes("forward_kl")], token_map(pair.student, pair.student))
     same = together(pair.student, pair.student, tmp_path)
-    assert alike.aligned(alike.normalizers([same])) == {"aligned/bytes": 1.0, "aligned/tokens": 1.0}
+    assert alike.aligned(alike.counts([same])) == {"aligned/bytes": 1.0, "aligned/tokens": 1.0}
 
 
 def test_diagnostics_compare_only_what_reads_the_same_tokens(pair, batch):
@@ -297,10 +297,16 @@ def test_positions_of_unlike_tokens_are_refused_with_what_to_add():
     assert [fact.name for fact in refused.value.facts if fact.verdict == "bytes"] == ["vocabulary"]
 
 
-def test_own_answers_are_refused_as_the_teacher_would_write_them_otherwise():
+def test_all_that_needs_common_tokens_is_refused_at_once():
     own, terms = "stages.distill.answers={own: 0.5}", "{loss: cross_entropy}, {loss: dbild, of: switch, to: teacher}"
-    with pytest.raises(UserError, match="own answers can't be written for the teacher"):
-        check_pair(recipe("switch-kd", own, f"stages.distill.objective=[{terms}]").config, with_teacher=True)
+    changed = own, f"stages.distill.objective=[{terms}]", "checkpoints.best=kl/student"
+    with pytest.raises(UserError) as refused:
+        check_pair(recipe("switch-kd", *changed).config, with_teacher=True)
+    assert refused.value.problems == (
+        "stages.distill.answers: own answers can't be written for the teacher: student and teacher read their own tokens",
+        "kl/student needs common tokens: student and teacher read their own tokens",
+    )
+    assert refused.value.hint == "stages.distill.answers=null; choose by loss"
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,7 @@ from switchkd_cli import registry
 from switchkd_cli.engine.batch import POSITIONS, Example, collate
 from switchkd_cli.engine.build import open_data, shown_to
 from switchkd_cli.engine.cost.model_facts import KnownModel, published
-from switchkd_cli.engine.cost.workload import MicroBatch, ModelPair
+from switchkd_cli.engine.cost.workload import MicroBatch, Models
 from switchkd_cli.engine.data.rows import BadRows, Fault, Rows
 from switchkd_cli.engine.models.blueprint import Blueprint
 from switchkd_cli.engine.models.processors import probes
@@ -23,7 +23,7 @@ from switchkd_cli.engine.training.own_answers import AT_ONCE, gets_own, prompts
 from switchkd_cli.errors import UserError
 from switchkd_cli.recipe.named_files import data_files
 from switchkd_cli.recipe.run import DATASET
-from switchkd_cli.recipe.schema import DataSet, Stage
+from switchkd_cli.recipe.schema import LEARNING, DataSet, Stage
 from switchkd_cli.report.grouping import grouped as by_key
 
 SAMPLE_SIZE = 200  # examples
@@ -55,7 +55,7 @@ class DataSample:
     """A data set of `rows` examples and the `lengths` of a random sample of them.
 
     `independent`: turns don't see one another. `source`: where the lengths are from. `notes` say which examples can't
-    be used, or only in part. `has_images`: some example of the data set, sampled or not, has one.
+    be used, or only in part. `has_images`, `has_pairs`: some example of the data set, sampled or not, has one.
     `opened`: its rows, where all of them are here with their images.
     """
 
@@ -65,6 +65,7 @@ class DataSample:
     source: str
     notes: tuple[str, ...] = ()
     has_images: bool = True
+    has_pairs: bool = True
     opened: Rows | None = None
 
     @staticmethod
@@ -92,14 +93,14 @@ class DataSample:
 
         return replace(self, lengths=tuple(replace(row, teacher=theirs(row)) for row in self.lengths))
 
-    def of_images(self, models: ModelPair) -> ModelPair:
+    def of_images(self, models: Models) -> Models:
         """Return the models for images as large as those of the rows."""
 
-        def sized(shape: ModelShape, rows: Sequence[RowLengths]) -> ModelShape:
+        def sized(name: str, shape: ModelShape) -> ModelShape:
+            rows = [row if name in LEARNING else row.teacher or row for row in self.lengths]
             return shape.of_images(sum(row.image for row in rows) / max(1, sum(row.images for row in rows)))
 
-        theirs = models.teacher and sized(models.teacher, [row.teacher or row for row in self.lengths])
-        return replace(models, student=sized(models.student, self.lengths), teacher=theirs)
+        return replace(models, shapes={name: sized(name, shape) for name, shape in models.shapes.items()})
 
     def mean(self, field: str) -> float:
         return sum(getattr(row, field) for row in self.lengths) / len(self.lengths)
@@ -222,7 +223,8 @@ def sample_data(
     guess = f", a token taken as {CHARACTERS} characters" if model.blueprint is None else ""
     source, independent = f"a sample of {len(lengths)} rows{guess}", data.turns == "independent"
     opened = data if check_images else None  # a part of a set says little
-    return DataSample(rows or len(data), tuple(lengths), independent, source, tuple(notes), has_images, opened)
+    has = has_images, data.survey.has_pairs
+    return DataSample(rows or len(data), tuple(lengths), independent, source, tuple(notes), *has, opened)
 
 
 def _counted(example: Example, images: int) -> RowLengths:

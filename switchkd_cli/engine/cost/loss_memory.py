@@ -14,7 +14,6 @@ from typing import cast
 import torch
 from torch.distributed._tools.mem_tracker import MemTracker
 
-from switchkd_cli import registry
 from switchkd_cli.engine.batch import IGNORE, PREFERRED, Example, collate
 from switchkd_cli.engine.data.conversation import OF_TEACHER
 from switchkd_cli.engine.token_map import TokenMap
@@ -32,7 +31,7 @@ def bytes_per_logit(terms: Sequence[Term], number: int, vocabulary: int) -> floa
     `number`: bytes of a logit. The smaller a vocabulary, the larger the share of it in front of a knee; above COLUMNS the
     figure is that of COLUMNS, and rather high. None where the losses can't be computed on the example.
     """
-    kinds = {term.loss: {kind for _, kind in registry.signature("loss", term.loss).reads} for term in terms}
+    kinds = {term.loss: {kind for _, kind in term.signature.reads} for term in terms}
     of_logits = [term for term in terms if "logits" in kinds[term.loss]]
     described = tuple(term.model_dump_json() for term in of_logits)
     return _measured(described, number, min(vocabulary, COLUMNS)) if described else 0.0
@@ -56,14 +55,14 @@ def _measured(terms: tuple[str, ...], number: int, columns: int) -> float | None
     draw = torch.Generator().manual_seed(0)
     try:
         objective = Objective(of_terms, map_of_ids)
-        keep, normalizers = objective.keep(batch), objective.normalizers([batch], 0.5)
+        keep, counts = objective.keep(batch), objective.counts([batch])
         shape = int(batch.read_by("student", keep)[1].sum()), columns
         random = {path: 3 * torch.randn(shape, generator=draw) for path in sorted(objective.outputs)}
         with MemTracker() as tracker:
             logits = {path: z.to(DTYPES[number], copy=True) for path, z in random.items()}
             for path in logits.keys() - {"teacher"}:
                 logits[path].requires_grad_()
-            inputs = LossInputs(logits, None, batch, keep, normalizers)
+            inputs = LossInputs(logits, None, batch, keep, counts, 0.5)
             objective.total(objective(inputs)).backward()
         return tracker.get_tracker_snapshot("peak")[torch.device("cpu")]["Total"] / math.prod(shape)
     except Exception:  # noqa: BLE001 - a loss may raise anything, and a plan doesn't fail for it

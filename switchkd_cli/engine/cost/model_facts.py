@@ -97,7 +97,10 @@ def _published_model(spec: Model, who: str) -> KnownModel | None:
 
 
 def published_part(part: str, name: str) -> Mapping[str, Any]:
-    """Return the published facts of a part, `vision` (also a whole model's) or `language`; none for an unknown name."""
-    if part == "vision" and name in published()["models"]:
-        return {"config": published()["models"][name]["vision_config"]}
-    return published()[part].get(name.removesuffix("-Instruct"), {})
+    """Return the published facts of a part, `vision` (also a whole model's) or `language`; none for an unknown name.
+
+    Those of a `frozen_projector` are its whole model's.
+    """
+    if part != "language" and (whole := published()["models"].get(name)):
+        return {"config": whole["vision_config"] if part == "vision" else whole}
+    return published().get(part, {}).get(name.removesuffix("-Instruct"), {})

@@ -3,9 +3,7 @@
 import tempfile
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import replace
-from math import prod
 from pathlib import Path
-from typing import Any
 
 from switchkd_cli import registry
 from switchkd_cli.benchmarks import BENCHMARKS
@@ -17,17 +15,17 @@ from switchkd_cli.engine.cost.downloads import downloads
 from switchkd_cli.engine.cost.model_facts import PUBLISHED, KnownModel, describe_model
 from switchkd_cli.engine.cost.step_memory import precision_of, step_memory
 from switchkd_cli.engine.cost.training_time import EXCHANGES, HOUR, StepWork, best_interval, bytes_sent, time_terms
-from switchkd_cli.engine.cost.workload import Computation, ModelPair, padded_share
+from switchkd_cli.engine.cost.workload import Computation, Models, padded_share
 from switchkd_cli.engine.data.look import EvaluationSet, looks
 from switchkd_cli.engine.evaluation.score_model import evaluation_sets
 from switchkd_cli.engine.models.low_rank import adapter_sizes
 from switchkd_cli.engine.training.data_loader import count_steps
 from switchkd_cli.engine.training.rounds import scored_rows
-from switchkd_cli.engine.training.training_warnings import check_images
+from switchkd_cli.engine.training.training_warnings import check_images, check_pairs
 from switchkd_cli.planning import estimate as plan
 from switchkd_cli.planning.estimate import Machine, RunEstimate, StageEstimate
 from switchkd_cli.recipe.run import Run
-from switchkd_cli.recipe.schema import Stage, Term
+from switchkd_cli.recipe.schema import BUILT_IN, Stage, Term
 from switchkd_cli.runs import run_folder
 
 USABLE = 0.9  # of a GPU's memory; the driver, kernels' workspaces and fragments take the rest
@@ -52,8 +50,7 @@ def estimate_run(
     data, or a stage needs images that its data don't have.
     """
     config, estimate = run.config, RunEstimate(machine, scoring=dict(_scoring_hours(run, machine, root)))
-    student = describe_model(config.student, "student", planned, needs_template=config.needs_template)
-    models = {"student": student}
+    models = {"student": describe_model(config.student, "student", planned, needs_template=config.needs_template)}
     if config.teacher is not None:
         scored = config.evaluation is not None  # as a teacher it reads what the student reads
         models["teacher"] = describe_model(config.teacher, "teacher", planned, needs_template=scored)
@@ -64,29 +61,28 @@ def estimate_run(
     taught = any(stage.needs_teacher for stage in config.stages)  # else the teacher is only scored
     needed = ["student", *["teacher", *config.further_teachers] * taught]
     known = {name: model for name in needed if isinstance(model := models[name], KnownModel)}
-    teacher = known.get("teacher")
-    pair, by_bytes = None, False
-    if isinstance(student, KnownModel) and len(known) == len(needed):
+    student, teacher = known.get("student"), known.get("teacher")
+    pair: Models | None = None
+    by_bytes = False
+    if student is not None and len(known) == len(needed):
         terms = [term for stage in config.stages for term in stage.objective]
         vocabulary, estimate.pair = _shared_vocabulary(student, teacher, terms)
         estimate.vocabulary, by_bytes = str(vocabulary), bool(vocabulary.own)
         estimate.notes += check_fit(estimate.pair, config.remedies)
         here = {name: model.blueprint for name, model in known.items() if model.blueprint is not None}
         if here.keys() == known.keys():
-            check_paths(config.stages, here)
-        pair = ModelPair(student.shape, vocabulary.shared)
-        if teacher is not None:  # it stays in memory in every stage, as it is built before the first
-            frozen = sum(model.shape.parameters for model in known.values()) - student.shape.parameters
-            others = {name: known[name].shape for name in config.further_teachers}
-            pair = replace(pair, teacher=teacher.shape, teacher_parameters=frozen, teachers=others, kept=config.teacher)
-            if config.switch.adapter is not None:
-                widths = student.shape.vision.width, teacher.shape.vision.width
-                pair = replace(pair, adapter=(*widths, teacher.family.seam.levels(teacher.config)))
-                told = f"switch.adapter: {pair.adapter_parameters:,} parameters, not saved with the student"
-                estimate.notes.append(told)
+            check_paths(config.stages, here, adapted=config.switch.adapter is not None)
+        # teachers stay in memory in every stage, as they are built before the first
+        shapes = {name: model.shape for name, model in known.items()}
+        pair = Models(shapes, vocabulary.shared, kept=config.teacher)
+        if teacher is not None and config.switch.adapter is not None:
+            widths = student.shape.vision.width, teacher.shape.vision.width
+            pair = replace(pair, adapter=(*widths, teacher.family.seam.levels(teacher.config)))
+            told = f"switch.adapter: {pair.adapter_parameters:,} parameters, not saved with the student"
+            estimate.notes.append(told)
     samples: dict[str, DataSample] = {}
     sampled = {} if sampled is None else sampled
-    if isinstance(student, KnownModel):
+    if student is not None:
         with tempfile.TemporaryDirectory() as scratch:
             for name in dict.fromkeys(name for stage in config.stages for name in stage.data_sets):
                 read = any(stage.needs_teacher for stage in config.stages if name in stage.data_sets)
@@ -108,12 +104,13 @@ def estimate_run(
                     estimate.notes += [f"{unsearched}: {', '.join(absent)}"] * bool(absent)
                 estimate.looks = looks(config, opened, sets)
     check_images(config.stages, {name: sample.has_images for name, sample in samples.items()})
+    check_pairs(config.stages, {name: sample.has_pairs for name, sample in samples.items()})
     for i, stage in enumerate(config.stages):
         sample = DataSample.of_stage(stage, samples)
         of_stage = pair
-        if stage.lora is not None and pair is not None and isinstance(student, KnownModel):
+        if stage.lora is not None and pair is not None and student is not None:
             sizes = adapter_sizes(student.family.skeleton(student.config), stage.lora)
-            of_stage = replace(pair, low_rank=sizes, packed=stage.lora.bits)
+            of_stage = replace(pair, low_rank=sizes, bits=stage.lora.bits)
         estimate.stages.append(estimate_stage(run, i, of_stage, sample, machine, root))
     estimate.notes += [f"{name}: {note}" for name, sample in samples.items() for note in sample.notes]
     estimate.notes += _assumptions(run, models.values(), samples, machine)
@@ -166,7 +163,7 @@ def _assumptions(
 
 
 def estimate_stage(
-    run: Run, index: int, models: ModelPair | None, sample: DataSample | None, machine: Machine, root: Path
+    run: Run, index: int, models: Models | None, sample: DataSample | None, machine: Machine, root: Path
 ) -> StageEstimate:
     """Estimate one stage; what follows from unknown models or data stays unknown."""
     stage, key = run.config.stages[index], run.stage_key(index)
@@ -188,7 +185,7 @@ def estimate_stage(
 
 
 def _estimate_work(
-    estimate: StageEstimate, run: Run, stage: Stage, models: ModelPair, sample: DataSample, machine: Machine
+    estimate: StageEstimate, run: Run, stage: Stage, models: Models, sample: DataSample, machine: Machine
 ) -> None:
     """Add what the steps of a stage take, for which its models and data have to be known.
 
@@ -197,16 +194,12 @@ def _estimate_work(
     """
     gpus, steps, state = estimate.gpus, estimate.steps, STATE * models.trained(frozenset(stage.train))
     recomputed = frozenset(stage.activation_checkpointing)
-    kept, bits = models.kept, {"student": models.packed, "teacher": models.kept and models.kept.bits}
-    if kept is not None and kept.weights == "offloaded":
+    if models.kept is not None and models.kept.weights == "offloaded":
         recomputed |= {"switch"}
     if "before" in stage.models:
-        models = replace(models, teacher_parameters=models.teacher_parameters + models.student.parameters)
-    how: dict[str, Any] = {"recomputed": recomputed, "adapter": prod(models.adapter), "rounded": stage.bits is not None}
-    how |= {"low_rank": models.low_rank and models.low_rank[1], "packed": frozenset(of for of in bits if bits[of])}
-    how |= {"known": stage.readings, "teachers": models.teachers}
-    computed = Computation(frozenset(stage.readings), frozenset(stage.train), **how)
-    both = models.student, models.teacher
+        models = replace(models, shapes={**models.shapes, "before": models.student})
+    paths, rounded = frozenset(stage.readings.values()), stage.bits is not None
+    computed = Computation(models, paths, frozenset(stage.train), recomputed, rounded)
     grouped, precision = stage.group_by is not None, precision_of(run.config.precision, machine.zero)
     logit_bytes = loss_memory.bytes_per_logit(stage.objective, precision.compute, models.vocabulary)
     if logit_bytes is None:
@@ -214,12 +207,12 @@ def _estimate_work(
         estimate.notes.append(f"{stage.name}: losses: not counted in memory, as a small example could not be measured")
 
     examples, compared = stage.batch // gpus, _compared_positions(stage)
-    tokens = [shape.projector.tokens for shape in both if shape is not None]
+    tokens = [models.shapes[name].projector.tokens for name in ("student", "teacher") if name in models.shapes]
     sizes = [n for n in range(1, examples + 1) if examples % n == 0]
     batches = {n: sample.micro_batches(stage.batch, n, compared, tokens, grouped=grouped) for n in sizes}
 
     def memory(size: int) -> dict[str, float]:
-        each = (step_memory(models, batch, computed, precision, machine, logit_bytes) for batch in batches[size])
+        each = (step_memory(batch, computed, precision, machine, logit_bytes) for batch in batches[size])
         return max(each, key=lambda components: sum(components.values()))
 
     memories = {n: memory(n) for n in sizes}
@@ -228,11 +221,13 @@ def _estimate_work(
     estimate.micro_batch = micro = max(n for n in sizes if n <= (stage.micro_batch or largest or 1))
     estimate.memory = memories[micro]
     estimate.padding = padded_share(batches[micro])
-    operations = sum(count * flops.step(*both, batch, computed) for batch, count in batches[micro].items())
+    operations = sum(count * flops.step(batch, computed) for batch, count in batches[micro].items())
     estimate.flops = stage.batch / micro * operations / batches[micro].total()
     read = scored_rows(stage, steps) / steps if steps else 0.0  # by a mixer, for each step
     if read and models.teacher is not None:
-        each = sum(n * flops.forward(models.student, models.teacher, of) for of, n in batches[micro].items())
+        both = frozenset({BUILT_IN["student"], BUILT_IN["teacher"]})
+        candidates = Computation(models, both, train=frozenset())
+        each = sum(n * flops.step(of, candidates) for of, n in batches[micro].items())
         scoring = read / micro * each / batches[micro].total()
         more = f"{scoring / 1e12:,.3g} TFLOP, {scoring / estimate.flops:.0%} of what the step takes itself"
         estimate.notes.append(f"{stage.name}: its mixer reads up to {read:,.4g} rows a step: {more}")

@@ -36,13 +36,12 @@ the rotary angles (2 r h, h the width of a head). In the backward pass one such 
 """
 
 from dataclasses import dataclass
-from typing import Any
+from math import prod
 
-from switchkd_cli.engine.cost.workload import Computation, MicroBatch, ModelPair
+from switchkd_cli.engine.cost.workload import Computation, MicroBatch, Models, Pass
 from switchkd_cli.engine.lm_head import positions
-from switchkd_cli.engine.models.low_bits import GROUP
-from switchkd_cli.engine.models.packed import BYTES
-from switchkd_cli.engine.models.shape import LanguageShape, ModelShape, ProjectorShape, VisionShape
+from switchkd_cli.engine.models.low_bits import BYTES, GROUP
+from switchkd_cli.engine.models.shape import ProjectorShape, VisionShape
 from switchkd_cli.planning.estimate import Machine
 
 MOMENTS = 8  # bytes of AdamW's two float32 moments of a parameter
@@ -96,12 +95,7 @@ def persistent_memory(
 
 
 def step_memory(
-    models: ModelPair,
-    batch: MicroBatch,
-    computed: Computation,
-    precision: Precision,
-    machine: Machine,
-    bytes_per_logit: float,
+    batch: MicroBatch, computed: Computation, precision: Precision, machine: Machine, bytes_per_logit: float
 ) -> dict[str, float]:
     """Return the bytes of one GPU by component at a step's fullest moment.
 
@@ -109,19 +103,19 @@ def step_memory(
     small, ZeRO's step, which holds a float32 number for each parameter of its share. Under ZeRO 3 all logits exist at
     once, and their gradients wait for the backward pass.
     """
-    at_once = machine.sharding == 3
+    models, at_once = computed.models, machine.sharding == 3
     chunk = batch.positions if at_once else min(batch.positions, positions(models.vocabulary))
     logits = bytes_per_logit * chunk * models.vocabulary
-    graph = activations(models.student, models.teacher, batch, computed, precision)
+    graph = activations(batch, computed, precision)
     moving = {
         "bf16 copies": graph.cast,
         "activations": graph.saved,
-        "logits": logits + (0.0 if at_once else _chunk_gradients(models, batch, computed, precision)),
+        "logits": logits + (0.0 if at_once else _chunk_gradients(batch, computed, precision)),
         "recomputed layer": graph.recomputed_layer if at_once else max(0.0, graph.recomputed_layer - logits),
     }
     trained = models.trained(computed.train)
     update = MASTER * trained / machine.gpus if machine.zero and machine.offload == "none" else 0.0
-    sizes = models.student.parameters + models.adapter_parameters, trained, models.teacher_parameters
+    sizes = models.student.parameters + models.adapter_parameters, trained, models.frozen_parameters
     held = persistent_memory(*sizes, precision, machine)
     held["student weights"] += MASTER * models.low_rank[0] if models.low_rank else 0
     for who, spared in _spared(models, precision, machine).items():
@@ -129,12 +123,12 @@ def step_memory(
     return held | moving | {"optimiser's step": max(0.0, update - sum(moving.values()))}
 
 
-def _spared(models: ModelPair, precision: Precision, machine: Machine) -> dict[str, float]:
+def _spared(models: Models, precision: Precision, machine: Machine) -> dict[str, float]:
     """Bytes of the layers of L that are packed, or whose place is not always this GPU."""
     spared, ours, kept = {}, models.student.language, models.kept
-    if models.packed is not None:
+    if models.bits is not None:
         sharded = machine.gpus if machine.sharding == 3 else 1
-        spared["student"] = ours.layers * ours.weights * (precision.weight / sharded - BYTES[models.packed])
+        spared["student"] = ours.layers * ours.weights * (precision.weight / sharded - BYTES[models.bits])
     if models.teacher is not None and kept is not None:
         theirs = models.teacher.language
         if kept.bits is not None:
@@ -145,12 +139,11 @@ def _spared(models: ModelPair, precision: Precision, machine: Machine) -> dict[s
     return spared
 
 
-def _chunk_gradients(models: ModelPair, batch: MicroBatch, computed: Computation, precision: Precision) -> float:
+def _chunk_gradients(batch: MicroBatch, computed: Computation, precision: Precision) -> float:
     """Bytes of the gradients that chunks add up: of hidden states through which one goes, of a head that is trained."""
-    shapes = computed.shapes(models.student, models.teacher)
-    read = [p.language for p in computed.readings(models.student, models.teacher) if "student" in p.models]
-    width = sum(shapes[model].language.width for model in read)
-    trained = read.count("student") if "language" in computed.train and computed.low_rank is None else 0
+    models, read = computed.models, [of for of in computed.language(batch) if of.inputs]
+    width = sum(models.shapes[of.model].language.width for of in read)
+    trained = sum(of.weights for of in read) if models.low_rank is None else 0
     head = models.student.language.vocabulary * models.student.language.width
     return precision.residual * batch.positions * width + precision.weight * trained * head
 
@@ -169,33 +162,26 @@ class Activations:
     recomputed_layer: float = 0.0
 
 
-def activations(
-    student: ModelShape, teacher: ModelShape | None, batch: MicroBatch, computed: Computation, precision: Precision
-) -> Activations:
+def activations(batch: MicroBatch, computed: Computation, precision: Precision) -> Activations:
     """Return the bytes of all paths of one micro-batch together."""
-    total = Activations()
-    train, recomputed = computed.train, computed.recomputed
-    if "vision" in train:
-        how: dict[str, Any] = {"recomputed": "vision" in recomputed, "rounded": computed.rounded}
-        _add_vision(total, student.vision, batch, precision, **how)
-    shapes, paths = computed.shapes(student, teacher), computed.readings(student, teacher)
-    for path in (path for path in paths if "student" in path.models):
-        own, read = path.language == "student", batch.read_by(path.language)
-        trained = own and "language" in train
-        how = {"recomputed": ("student" if own else "switch") in recomputed, "rounded": own and computed.rounded}
-        how |= {"low_rank": computed.low_rank if own else None, "packed": path.language in computed.packed}
-        _add_language(total, shapes[path.language].language, read, precision, trained, **how)
-        trained = trained and computed.low_rank is None
-        total.saved += trained * batch.positions * student.language.width * precision.compute  # the head's input
-    for vision, projector, _ in {(path.vision, path.projector, path.images) for path in paths}:
-        own, sees = projector == "student", vision == "student"
-        if own and (train & {"projector", "vision"} if sees else "projector" in train) or sees and not own:
-            of_parts = own and "projector" in train
-            _add_projector(total, shapes[projector].projector, batch.read_by(projector), precision, trained=of_parts)
-        if sees and not own:
-            total.cast += precision.cast * precision.compute * computed.adapter
-            inputs = student.features * computed.adapter / shapes[projector].vision.width
-            total.saved += ("adapter" in train) * precision.compute * batch.images * inputs
+    total, models = Activations(), computed.models
+    if "vision" in computed.train:  # autocast keeps the copies of trained matrices for further passes
+        v = models.student.vision
+        total.cast += precision.cast * precision.compute * (v.layers * v.weights + v.values * v.width)
+    for of in computed.vision(batch):
+        if of.weights:
+            _add_vision(total, models.student.vision, of, precision, rounded=computed.rounded)
+    for of in computed.projectors(batch):
+        if of.weights or of.inputs:
+            _add_projector(total, models.shapes[of.model].projector, of, precision)
+        if of.inputs and not of.own:
+            adapter = prod(models.adapter)
+            total.cast += precision.cast * precision.compute * adapter
+            inputs = models.student.features * adapter / models.shapes[of.model].vision.width
+            total.saved += ("adapter" in computed.train) * precision.compute * batch.images * inputs
+    for of in computed.language(batch):
+        if of.inputs:
+            _add_language(total, computed, of, precision)
     return total
 
 
@@ -204,10 +190,9 @@ def _rounding(weights: float, p: Precision, trained: bool) -> float:
     return weights * (4 * (not p.cast) + trained * (4 + 4 / GROUP))
 
 
-def _add_vision(
-    total: Activations, v: VisionShape, batch: MicroBatch, p: Precision, *, recomputed: bool, rounded: bool
-) -> None:
+def _add_vision(total: Activations, v: VisionShape, of: Pass, p: Precision, *, rounded: bool) -> None:
     """V up to its feature layer, all of it trained."""
+    batch, recomputed = of.batch, of.recomputed
     positions, layer_input = batch.images * v.positions, p.residual * v.width
     matrices = (4 * p.compute if p.cast else 2 * p.residual) + 4 * p.compute
     mlp = (4 if v.gated else SAVED_BY_MLP.get(v.activation, 2)) * p.compute * v.inner
@@ -216,27 +201,18 @@ def _add_vision(
     total.saved += batch.images * v.patches * v.values * p.compute
     rounding = rounded * _rounding(v.weights, p, trained=True)
     total.saved += v.layers * rounding * (not recomputed)
-    total.cast += p.cast * p.compute * (v.layers * v.weights + v.values * v.width)
     if recomputed:
         held = positions * (layer + layer_input) + p.cast * p.compute * v.weights + rounding
         total.recomputed_layer = max(total.recomputed_layer, held)
 
 
-def _add_language(
-    total: Activations,
-    lm: LanguageShape,
-    batch: MicroBatch,
-    p: Precision,
-    trained: bool,
-    *,
-    recomputed: bool,
-    rounded: bool = False,
-    low_rank: int | None = None,
-    packed: bool = False,
-) -> None:
-    """L, through which a gradient goes to its input, and its head's weights."""
+def _add_language(total: Activations, computed: Computation, of: Pass, p: Precision) -> None:
+    """L, through which a gradient goes to its input, and its head."""
+    models, batch, trained, recomputed = computed.models, of.batch, of.weights, of.recomputed
+    lm, low_rank = models.shapes[of.model].language, models.low_rank if of.own else None
+    trained_weights = trained and low_rank is None
     positions, layer_input = batch.examples * batch.length, p.residual * lm.width
-    norm = 4 * lm.width + 4 + (trained and low_rank is None) * layer_input
+    norm = 4 * lm.width + 4 + trained_weights * layer_input
     matrices = trained * lm.width * (5 * p.compute if p.cast else 2 * p.residual)
     keys = lm.queries if batch.masked else lm.keys
     attention = p.compute * (2 * lm.queries + 2 * keys) + 4 * lm.heads
@@ -247,9 +223,10 @@ def _add_language(
         of_keys = trained * lm.width * (2 * p.compute if p.cast else p.residual)
         last = lm.norms * norm + of_keys + attention + batch.positions / positions * (mlp + trained * inputs)
     mask = batch.masked * p.compute * batch.length
-    total.saved += positions * p.compute * (low_rank or 0)
+    total.saved += positions * p.compute * (low_rank[1] if low_rank else 0)
+    total.saved += trained_weights * batch.positions * lm.width * p.compute  # the head's input
     angles = 2 * p.residual * lm.queries / lm.heads
-    rounding = rounded * _rounding(lm.weights, p, trained)
+    rounding = of.own * computed.rounded * _rounding(lm.weights, p, trained)
     if recomputed:
         masks = batch.masked * (p.residual if batch.independent else 1) * batch.length
         total.saved += positions * (lm.layers * layer_input + angles + masks + norm)
@@ -258,13 +235,17 @@ def _add_language(
     else:
         masks = mask * (1 if batch.independent and not p.cast else lm.layers)
         total.saved += positions * ((lm.layers - 1) * layer + last + angles + masks + norm) + lm.layers * rounding
-    layers = lm.layers if (trained or not recomputed) and not packed else 0
+    layers = lm.layers if (trained or not recomputed) and of.model not in models.packed else 0
     total.cast += p.cast * p.compute * (layers * lm.weights + lm.width * lm.vocabulary)
 
 
-def _add_projector(total: Activations, m: ProjectorShape, batch: MicroBatch, p: Precision, *, trained: bool) -> None:
-    """P: the input of its GELU, of its matrices where they are trained, of pooling and convolution."""
-    inputs = m.places * (m.hidden + trained * (m.input + m.hidden))
+def _add_projector(total: Activations, m: ProjectorShape, of: Pass, p: Precision) -> None:
+    """P: the input of its GELU, of its matrices where they are trained, of pooling and convolution.
+
+    A gradient of its inputs goes through a frozen projector, too, whose GELU reads as much as the map behind it.
+    """
+    frozen = of.inputs * m.frozen
+    read = m.places * (m.hidden + of.weights * (m.input + m.hidden) + (frozen > 0) * m.input)
     pooled = (m.convolution > 0) * (m.places + m.tokens) * m.width
-    total.saved += p.compute * batch.images * (inputs + pooled)
-    total.cast += p.cast * p.compute * (m.first + m.second)
+    total.saved += p.compute * of.batch.images * (read + pooled)
+    total.cast += p.cast * p.compute * (m.first + m.second + frozen)

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import NamedTuple
 
 from switchkd_cli.engine.models.shape import ModelShape
-from switchkd_cli.recipe.schema import BUILT_IN, LEARNING, PathSpec, TeacherModel
+from switchkd_cli.recipe.schema import LEARNING, PathSpec, TeacherModel
 
 
 @dataclass(frozen=True)
@@ -35,67 +36,43 @@ class MicroBatch:
 
 
 @dataclass(frozen=True)
-class Computation:
-    """Which logits paths a stage computes and which of the student's parts it trains.
+class Models:
+    """The models of a stage, by name (`student`, `teacher`, ...), and the `vocabulary` columns that student and teacher share."""
 
-    `recomputed`: whose layers are under activation checkpointing (V_S: vision, L_S: student, L_T: switch). `adapter`: weights of
-    the matrices of the switch's adapter, without those of its biases. `rounded`: V_S and L_S compute with rounded weights.
-    `low_rank`: numbers that adapters on L_S, which learn instead of it, keep of a position; None: there are none. `packed`: L_S (student) or
-    L_T (teacher) whose weights are kept in few bits.
-    `known`: paths by name. `teachers`: further ones.
-    """
-
-    paths: frozenset[str]
-    train: frozenset[str]
-    recomputed: frozenset[str] = frozenset()
-    adapter: int = 0
-    rounded: bool = False
-    low_rank: int | None = None
-    packed: frozenset[str] = frozenset()
-    known: Mapping[str, PathSpec] = field(default_factory=lambda: BUILT_IN)
-    teachers: Mapping[str, ModelShape] = field(default_factory=dict)
-
-    def shapes(self, student: ModelShape, teacher: ModelShape | None) -> dict[str, ModelShape]:
-        """Return the shape of each model by its name."""
-        taught = {} if teacher is None else {"teacher": teacher}
-        return {**dict.fromkeys(LEARNING, student), **taught, **self.teachers}
-
-    def readings(self, student: ModelShape, teacher: ModelShape | None) -> set[PathSpec]:
-        """Return the paths through models that there are, each once."""
-        models = self.shapes(student, teacher).keys()
-        return {path for name, path in self.known.items() if name in self.paths and path.models <= models}
-
-
-def padded_share(batches: Counter[MicroBatch]) -> float:
-    """Return the share of padding among the tokens of micro-batches, counted as often as they occur, in [0, 1)."""
-    tokens = sum(count * batch.examples * batch.length for batch, count in batches.items())
-    return sum(count * batch.padding for batch, count in batches.items()) / tokens
-
-
-@dataclass(frozen=True)
-class ModelPair:
-    """A student and perhaps a teacher, and the `vocabulary` columns that they share."""
-
-    student: ModelShape
+    shapes: Mapping[str, ModelShape]
     vocabulary: int
-    teacher: ModelShape | None = None
-    teacher_parameters: int = 0
-    """Of all frozen models."""
     adapter: tuple[int, int, int] = (0, 0, 0)
     """Widths of the features that the switch's adapter reads and gives, and their number of levels."""
-    teachers: Mapping[str, ModelShape] = field(default_factory=dict)
-    """Further ones, by name."""
     kept: TeacherModel | None = None
     """How the teacher's weights are kept."""
     low_rank: tuple[int, int] | None = None
     """See `low_rank.adapter_sizes`; None: L_S has no adapters."""
-    packed: int | None = None
-    """The bits in which L_S's layers are kept; None: they are not packed."""
+    bits: int | None = None
+    """In which L_S's layers are kept; None: they are not packed."""
+
+    @property
+    def student(self) -> ModelShape:
+        return self.shapes["student"]
+
+    @property
+    def teacher(self) -> ModelShape | None:
+        return self.shapes.get("teacher")
+
+    @property
+    def frozen_parameters(self) -> int:
+        """How many all models but the student have."""
+        return sum(shape.parameters for name, shape in self.shapes.items() if name != "student")
 
     @property
     def adapter_parameters(self) -> int:
         ours, theirs, levels = self.adapter
         return (ours + 1) * theirs * levels
+
+    @property
+    def packed(self) -> frozenset[str]:
+        """The models whose L is kept in few bits."""
+        bits = {"student": self.bits, "teacher": self.kept and self.kept.bits}
+        return frozenset(name for name in bits if bits[name])
 
     def trained(self, parts: frozenset[str]) -> int:
         """How many parameters a stage trains that trains these parts, the switch's adapter among them."""
@@ -103,3 +80,62 @@ class ModelPair:
         if self.low_rank is not None and "language" in parts:
             of_student += self.low_rank[0] - self.student.trainable["language"]
         return of_student + ("adapter" in parts) * self.adapter_parameters
+
+
+class Pass(NamedTuple):
+    """V, P or L of a model, run on a micro-batch, and what a gradient is computed of: its `weights`, its `inputs`.
+
+    `recomputed`: its layers are under activation checkpointing.
+    """
+
+    model: str
+    batch: MicroBatch
+    weights: bool
+    inputs: bool
+    recomputed: bool = False
+
+    @property
+    def own(self) -> bool:
+        return self.model == "student"
+
+
+@dataclass(frozen=True)
+class Computation:
+    """Which paths a stage computes, and which of the student's parts it trains.
+
+    `recomputed`: whose layers are under activation checkpointing (V_S: vision, L_S: student, L_T: switch). `rounded`: V_S and
+    L_S compute with rounded weights.
+    """
+
+    models: Models
+    paths: frozenset[PathSpec]
+    train: frozenset[str]
+    recomputed: frozenset[str] = frozenset()
+    rounded: bool = False
+
+    def vision(self, batch: MicroBatch) -> Iterator[Pass]:
+        """Yield each V that runs. Images need no gradient."""
+        for name, _ in {(path.vision, path.images) for path in self.paths}:
+            trained = name == "student" and "vision" in self.train
+            yield Pass(name, batch.read_by(name), trained, inputs=False, recomputed="vision" in self.recomputed)
+
+    def projectors(self, batch: MicroBatch) -> Iterator[Pass]:
+        """Yield each P that runs. Features of V_S need a gradient where it is trained, and the teacher's P in any case."""
+        for vision, name, _ in {(path.vision, path.projector, path.images) for path in self.paths}:
+            own = name == "student"
+            inputs = vision == "student" and ("vision" in self.train or not own)
+            yield Pass(name, batch.read_by(name), own and "projector" in self.train, inputs)
+
+    def language(self, batch: MicroBatch) -> Iterator[Pass]:
+        """Yield each L that runs."""
+        for path in self.paths:
+            name, own = path.language, path.language == "student"
+            inputs = "student" in path.models and bool(self.train)
+            again = ("student" if own else "switch") in self.recomputed
+            yield Pass(name, batch.read_by(name), own and "language" in self.train, inputs, again)
+
+
+def padded_share(batches: Counter[MicroBatch]) -> float:
+    """Return the share of padding among the tokens of micro-batches, counted as often as they occur, in [0, 1)."""
+    tokens = sum(count * batch.examples * batch.length for batch, count in batches.items())
+    return sum(count * batch.padding for batch, count in batches.items()) / tokens

@@ -12,7 +12,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
 from itertools import accumulate, pairwise
-from typing import Self, cast
+from typing import Self
 
 import torch
 from jinja2 import TemplateError
@@ -21,7 +21,7 @@ from torch import Tensor
 from torch.utils._pytree import tree_map
 from torch.utils.data import ConcatDataset, Dataset
 
-from switchkd_cli.engine.batch import IGNORE, Example, ImageInput, Unusable
+from switchkd_cli.engine.batch import IGNORE, Example, Unusable
 from switchkd_cli.engine.data import prompt_template
 from switchkd_cli.engine.data.byte_spans import Place, covered, number_spans, places, token_bytes, token_ends
 from switchkd_cli.engine.data.image import images_of
@@ -212,36 +212,30 @@ class Conversations(Dataset[Example]):
     def _build(self, index: int) -> Example:
         row = self.rows[index]
         try:
-            opened = images_of(row, self.rows)
-            images = self.image_inputs.prepare(opened)
-            example = self._read_by_all(row, images, opened)
-            tensors = tuple(image.inputs for image in images)
-            both = ((names, reader, example.others[names]) for names, reader in self.others.items())
-            others = {names: reader._with_position(own, own.images or tensors) for names, reader, own in both}
-            return replace(self._with_position(example, tensors), images=tensors, others=others)
+            return self._read_by_all(row, images_of(row, self.rows))
         except Fault as fault:
             raise Fault(str(fault), row.id, refused=fault.refused) from None
 
     def text_example(self, index: int) -> Example:
-        """Return the row's example with text and image tokens, without opening its image. Raises Fault."""
+        """Return the row's example with images of the usual size, without opening its own. Raises Fault."""
         row = self.rows[index]
-        return self._read_by_all(row, [self.image_inputs.usual] * len(row.images))
+        return self._read_by_all(row, None)
 
-    def _with_position(self, example: Example, images: Sequence[ImageInput]) -> Example:
-        return replace(example, position=self.image_inputs.position(example.input_ids, example.turn, images))
-
-    def _read_by_all(self, row: Row, images: Sequence[PreparedImage], opened: Sequence[Image] | None = None) -> Example:
-        """Return the row's example without pixels, and as `others` read it, for which `opened` are prepared (None: usual ones).
+    def _read_by_all(self, row: Row, opened: Sequence[Image] | None) -> Example:
+        """Return the row's example, and as `others` read it. `opened`: its images; None: usual ones stand for them.
 
         A teacher of another tokenizer has its own images, too, as its processor prepares them.
         """
+
+        def prepared(inputs: InputProcessor) -> list[PreparedImage]:
+            return [inputs.usual] * len(row.images) if opened is None else inputs.prepare(opened)
+
+        images = prepared(self.image_inputs)
         example, ends = self._read(row, images)
         others = {}
         for names, reader in self.others.items():
-            inputs, by_bytes = reader.image_inputs, reader._token_bytes is not None
-            seen = images
-            if inputs is not self.image_inputs:
-                seen = [inputs.usual] * len(images) if opened is None else inputs.prepare(opened)
+            by_bytes = reader._token_bytes is not None
+            seen = images if reader.image_inputs is self.image_inputs else prepared(reader.image_inputs)
             answers = example.labels[example.labels != IGNORE]
             other, theirs = reader._read(row, seen, cut=None if by_bytes else example.cut, answers=len(answers))
             if by_bytes:
@@ -250,14 +244,13 @@ class Conversations(Dataset[Example]):
                 of_answers = sum(size for number, size in enumerate(sizes) if number not in row.unlearnt)
                 aligned = torch.tensor([covered(ends, spans, sizes), of_answers])
                 example = replace(example, spans=torch.tensor(spans), aligned=aligned)
-                shown = () if opened is None else tuple(image.inputs for image in seen)
-                other = replace(other, spans=torch.tensor(other_spans), images=shown)
+                other = replace(other, spans=torch.tensor(other_spans))
             elif reader.prompt is not None:
                 if not torch.equal(answers, other.labels[other.labels != IGNORE]):
                     raise Fault(f"its answers are other tokens after the prompt {reader.prompt!r}")
-            elif not torch.equal(*(of.input_ids[~cast(Tensor, of.image)] for of in (example, other))):
+            elif not torch.equal(*(of.input_ids[~of.image] for of in (example, other))):
                 raise Fault("student and teacher read other texts: their images have other marks")
-            others[names] = other
+            others[names] = other if by_bytes else replace(other, images=())
         return replace(example, others=others)
 
     def _read(
@@ -311,8 +304,9 @@ class Conversations(Dataset[Example]):
         if row.paired and any(label != IGNORE for label in labels[kept:]):
             raise Fault(f"a pair of answers is compared whole, max_length is {kept}")
         ids, learnt_ids, turns = (torch.tensor(of[:kept]) for of in (tokens, labels, turn))
-        visual = ids == self.image_inputs.image_token
-        example = Example(row.id, ids, learnt_ids, turns, visual, cut=len(tokens) - len(ids), paired=row.paired)
+        shown = tuple(image.inputs for image in images)
+        seen = ids == self.image_inputs.image_token, shown, self.image_inputs.position(ids, turns, shown)
+        example = Example(row.id, ids, learnt_ids, turns, *seen, cut=len(tokens) - len(ids), paired=row.paired)
         return example, found[:kept]
 
     def _prompted(self, row: Row) -> Row:

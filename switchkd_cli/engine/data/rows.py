@@ -28,8 +28,9 @@ NAMED_ROWS = 5  # unusable rows named in an error; the rest are counted
 SHOWN = 12  # notes of each kind that are shown
 
 LEFT_OUT, NOT_LEARNT, NOT_READ = "left out", "seen, but not learnt", "keys that are not read"
+PAIRED = ("pairs", "a preferred answer and a rejected one")
 Note = tuple[str, str]
-"""(kind, text): one of these three kinds, and what it is about."""
+"""(kind, text): one of these three kinds, and what it is about; or `PAIRED`, which no line is about."""
 
 
 @dataclass(frozen=True)
@@ -90,6 +91,11 @@ class Survey:
     digests: np.ndarray  # [N] uint64: rows of equal text and image path have the same; 0: not compared
     spans: np.ndarray = field(default_factory=lambda: np.empty((0, 2), np.int64))  # [N] rows' first and last byte
     starts: np.ndarray = field(default_factory=lambda: np.zeros(1, np.int64))  # [files] number of each one's first row
+
+    @property
+    def has_pairs(self) -> bool:
+        """Whether a row has a preferred answer and a rejected one."""
+        return PAIRED in self.notes
 
     @property
     def image_names(self) -> list[str]:
@@ -240,8 +246,8 @@ def survey_rows(raw: Iterable[object], parse: Parse, folder: Path | None) -> Sur
                 yield 0, False, 0
                 continue
             names.update((image, None) for image in row.images if isinstance(image, str))
-            for kind, what in row.notes:
-                known = len(notes) < NOTED or (kind, what) in notes
+            for kind, what in (*row.notes, *[PAIRED] * row.paired):
+                known = len(notes) < NOTED or (kind, what) in (PAIRED, *notes)
                 notes[kind, what if known else "others, counted together"] += 1
             yield row.size, bool(row.images), _digest(row)
 

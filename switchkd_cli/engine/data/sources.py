@@ -20,25 +20,25 @@ from zipfile import BadZipFile
 
 import numpy as np
 import pyarrow
-from pydantic import PositiveInt
 from torch.utils.data import ConcatDataset
 
 from switchkd_cli.engine.batch import Unusable
 from switchkd_cli.engine.data.row_files import JsonFile, NotRows, ParquetFile, scan, shard_row
-from switchkd_cli.engine.data.rows import Row, Rows, Survey, survey_rows
+from switchkd_cli.engine.data.rows import PAIRED, Row, Rows, Survey, survey_rows
 from switchkd_cli.engine.data.turns import Form, form, llava_row
 from switchkd_cli.engine.hub import as_user_error
 from switchkd_cli.errors import UserError
 from switchkd_cli.files.atomic import atomic_file, atomic_folder, hold
 from switchkd_cli.files.hashes import cache_home, content, short_hash
 from switchkd_cli.playground.training_rows import write_rows
+from switchkd_cli.ranges import PositiveInt
 from switchkd_cli.recipe.named_files import data_files
 from switchkd_cli.recipe.run import digest
 
 FORMATS = (".json", ".jsonl", ".parquet", ".tar")
 ENDINGS = ", ".join(FORMATS)
 CACHED_ROWS = 20_000  # the fewest rows of a file whose survey is cached; smaller files are read in under a second
-VERSION = 6  # of the cached survey; raise it when a check changes
+VERSION = 7  # of the cached survey; raise it when a check changes
 COMMIT = re.compile("[0-9a-f]{40}")
 WRONG = {"yes": "no", "no": "yes", "A": "B", "B": "A"}  # of the playground's answers
 
@@ -139,7 +139,10 @@ def playground(
     folder = cache / "playground" / f"{written}-{split}-{pictures}x{turns}-{seed}"
     file = write_rows(folder, kind=written, split=split, pictures=pictures, turns=turns, seed=seed)
     rows = llava_json(cache, file=str(file), images=str(file.parent), turns="independent")
-    return replace(rows, parse=_preference) if kind == "preferences" else rows
+    if kind != "preferences":
+        return rows
+    surveyed = replace(rows.survey, notes={**rows.survey.notes, PAIRED: len(rows)})
+    return replace(rows, parse=_preference, surveyed=surveyed)
 
 
 def _preference(value: object) -> Row:

@@ -1,4 +1,4 @@
-"""A finished student next to its teacher: its fidelity, whether it lacks eyes or a reader, and whether it looks at all.
+"""A student next to its teacher: its fidelity, whether it lacks eyes or a reader, and what both make of changed images.
 
 A student can score better without becoming more like its teacher. Its eyes are its vision tower, its reader its projector
 and language model. Each is exchanged for the teacher's, and the same answers are predicted:
@@ -11,20 +11,23 @@ and language model. Each is exchanged for the teacher's, and the same answers ar
 | teacher | L_T(P_T(V_T(x))) | both              |
 """
 
+import math
 from collections.abc import Iterator
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from switchkd_cli.engine.batch import Batch, ImageInput, collate
+from switchkd_cli.engine.batch import Batch, collate
 from switchkd_cli.engine.data.conversation import Examples
-from switchkd_cli.engine.losses.divergences import forward_kl
 from switchkd_cli.engine.paths import Paths
 from switchkd_cli.engine.training.data_loader import order
+from switchkd_cli.engine.training.figures import Figure, joined, measure
 from switchkd_cli.engine.training.processes import ALONE
 
-GREY = {"blind": "teacher_grey", "blind_student": "student_grey"}  # paths, and what they are called in a report
+PATHS = {"teacher_grey": "blind", "student_grey": "blind_student", "student_other": "student"}  # by names in a report
+WITH_AND_WITHOUT = ("student", "student_grey", "teacher", "teacher_grey")  # an image
+FADED = 0.5  # the contrast of faded images
 ROWS = 64  # rows compared: several thousand answer tokens
 BATCH = 4  # rows of a forward pass: it needs less memory than a training step
 
@@ -37,23 +40,16 @@ def fidelity(paths: Paths, data: Examples, *, precision: str) -> dict[str, Any]:
     in nats), `error_consistency` of both models' right tokens, and `positions`. The positions are the same for every
     student, too.
     """
-    agreed, divergence, positions = 0.0, 0.0, 0
-    right: dict[str, list[Tensor]] = {"student": [], "teacher": []}
-    for batch, keep in compared(paths, data, precision):
-        logits = paths(batch, ("student", "teacher"), keep)
-        agreed += (logits["student"].argmax(-1) == logits["teacher"].argmax(-1)).sum().item()
-        divergence += forward_kl(logits["teacher"], logits["student"]).sum().item()
-        positions += len(logits["student"])
-        for path, of_path in right.items():
-            read, own = batch.read_by(path, keep)
-            of_path.append(logits[path].argmax(-1) == read.targets[own])
-    consistency = error_consistency(*(torch.cat(of_path) for of_path in right.values()))
-    means = {"agreement": agreed / positions, "kl": divergence / positions, "error_consistency": consistency}
-    return {**means, "positions": positions}
+    figures = [Figure(loss="agreement"), Figure(name="kl", loss="divergence"), *_right("student", "teacher")]
+    parts = [measure(figures, paths, *each) for each in compared(paths, data, precision)]
+    of = joined(parts)
+    positions, divergence = len(of["agreement"]), sum(part["kl"].sum().item() for part in parts)
+    means = {"agreement": of["agreement"].double().mean().item(), "kl": divergence / positions}
+    return {**means, "error_consistency": error_consistency(of["student"], of["teacher"]), "positions": positions}
 
 
 def error_consistency(ours: Tensor, theirs: Tensor) -> float:
-    """Return Cohen's kappa of which answers two models have right, [N] bool each (2006.16736).
+    """Return Cohen's kappa of which answers two models have right, [N] each of 0 and 1 (2006.16736).
 
     1: the same ones; 0: as many of the same as models of these accuracies share by chance, also where one has all or none.
     """
@@ -82,24 +78,51 @@ def eyes_or_reader(paths: Paths, data: Examples, *, precision: str) -> dict[str,
     `student_other`, where it is another row's image of the same size (rows without such an image don't count there). The gap
     from student to teacher is the sum of `eyes` (reverse minus student), `reader` (switch minus student) and `interaction`
     (what both together give beyond that). `positions`: answer tokens. None where no row has an image.
+
+    `grounding`: at the same positions, how often student and teacher agree where images are as given, `faded`, grey, or another
+    row's (`agreement_given` ...); each model's `image_share`; `cka`, the mean likeness of both models' visual tokens.
     """
-    right: dict[str, list[Tensor]] = {}
-    seen: dict[str, ImageInput] = {}
+    given = [*_right("switch", "reverse", *WITH_AND_WITHOUT), Figure(name="agreement_given", loss="agreement")]
+    given += [Figure(name=f"loss_{name}", loss="loss", of=PATHS.get(name, name)) for name in WITH_AND_WITHOUT]
+    given += [Figure(name="agreement_grey", loss="agreement", of="blind_student", to="blind")]
+    of_faded, of_images = [Figure(name="agreement_faded", loss="agreement")], [Figure(loss="cka", on="image")]
+    of_other = [*_right("student_other"), Figure(name="agreement_other", loss="agreement")]
+    each, seen = list[dict[str, Tensor]](), dict[Any, Any]()
     for batch, keep in compared(paths, data, precision):
         if not batch.images:
             continue
         keep = keep & batch.has_image[:, None]
-        answers = batch.targets[keep]
+        found = measure(given, paths, batch, keep)
+        found |= measure(of_faded, paths, batch.with_blank_images(FADED), keep)
         other, replaced = batch.with_other_images(seen)
-        for path, of in paths(batch, ("student", "switch", "teacher", "reverse", *GREY), keep).items():
-            right.setdefault(GREY.get(path, path), []).append(of.argmax(-1) == answers)
-        keep = keep & replaced[:, None]
-        first_choice = paths(other, ("student",), keep)["student"].argmax(-1)
-        right.setdefault("student_other", []).append(first_choice == batch.targets[keep])
-    if not right:
+        found |= measure(of_other, paths, other, keep & replaced[:, None])
+        each.append(found | measure(of_images, paths, batch, batch.predicting_in_all("image")))
+    if not each:
         return None
-    every = {name: torch.cat(of).double() for name, of in right.items()}
-    accuracy = {name: of.mean().item() for name, of in every.items() if len(of)}
+    every = joined(each)
+    mean = {name: of.double().mean().item() for name, of in every.items() if len(of)}
+    accuracy = {of.name: mean[of.name] for of in (*given, *of_other) if of.loss == "right" and of.name in mean}
+    grounding: dict[str, float | None] = {name: of for name, of in mean.items() if name.startswith("agreement")}
+    grounding["cka"] = 1 - mean["cka"]
+    for model in ("student", "teacher"):
+        share = image_share(mean[f"loss_{model}"], mean[f"loss_{model}_grey"], paths.vocabulary)
+        grounding |= {f"{model}_{name}": of for name, of in share.items()}
     gap, eyes, reader = (accuracy[path] - accuracy["student"] for path in ("teacher", "reverse", "switch"))
     parts = {"gap": gap, "eyes": eyes, "reader": reader, "interaction": gap - eyes - reader}
-    return {"positions": len(every["student"]), "accuracy": accuracy, **parts}
+    return {"positions": len(every["student"]), "accuracy": accuracy, "grounding": grounding, **parts}
+
+
+def image_share(loss: float, grey: float, tokens: float) -> dict[str, float | None]:
+    """Return what a model knows of answers, in nats per token, and where from, by its losses with images and with grey ones.
+
+    `parameters`: log(tokens) - grey, what it knows without the image beyond a guess among all tokens. `context`: grey - loss, what the
+    image adds. `share`: of the image in the sum of both, where that is above 0.
+    """
+    parameters, context = math.log(tokens) - grey, grey - loss
+    known = parameters + context
+    return {"parameters": parameters, "context": context, "share": context / known if known > 0 else None}
+
+
+def _right(*names: str) -> list[Figure]:
+    """Return the figures that say where paths, named as in a report, predict the right token."""
+    return [Figure(name=name, loss="right", of=PATHS.get(name, name)) for name in names]

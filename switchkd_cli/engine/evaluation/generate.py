@@ -12,13 +12,20 @@ from PIL import Image
 from torch import Tensor
 from transformers import GenerationConfig
 
+from switchkd_cli.benchmarks import EXPOSURE
+from switchkd_cli.engine.batch import collate
+from switchkd_cli.engine.build import open_data
 from switchkd_cli.engine.evaluation.lmms_model import Item, LmmsModel, digest
-from switchkd_cli.engine.hub import CheckpointFolder
+from switchkd_cli.engine.hub import CheckpointFolder, as_user_error
 from switchkd_cli.engine.inputs import InputProcessor
 from switchkd_cli.engine.models.blueprint import Blueprint
 from switchkd_cli.engine.models.low_bits import quantise
 from switchkd_cli.engine.models.vision_language_model import ProjectedImage, VisionLanguageModel
+from switchkd_cli.engine.paths import Paths
+from switchkd_cli.engine.training.figures import Figure, measure
 from switchkd_cli.engine.weights import weight_files
+from switchkd_cli.files.hashes import cache_home
+from switchkd_cli.recipe.schema import DataSet
 
 GREY = (127, 127, 127)
 Images = list[Image.Image]
@@ -90,6 +97,20 @@ class GreedyModel(PromptedModel):
         ends = {"eos_token_id": self.ends, "pad_token_id": tokenizer.pad_token_id}
         greedy = GenerationConfig(do_sample=False, num_beams=1, max_new_tokens=limit, **ends)
         return self.model.generate(texts, self._project(images), greedy)
+
+    @torch.inference_mode()
+    def nats(self, data: DataSet, count: int) -> list[float]:
+        rows, device = open_data(data, self.inputs, cache_home()), self.model.model.device
+        paths, found = Paths(self.model, None, len(self.model.head)), list[float]()
+        for first in range(0, count, self.batch):
+            with as_user_error(EXPOSURE):  # a row that can't be used
+                examples = [rows.example(number) for number in range(first, min(first + self.batch, count))]
+            batch = collate(examples, pad_token=self.inputs.tokenizer.pad_token_id).to(device)
+            keep = batch.predicting("answer")
+            seen = batch.with_blank_images() if self.blind else batch
+            each = measure([Figure(loss="loss")], paths, seen, keep)["loss"]
+            found += torch.zeros(keep.shape, device=device).masked_scatter(keep, each).sum(1).tolist()
+        return found
 
     def _project(self, images_by_question: Sequence[list[Image.Image]]) -> list[list[ProjectedImage]]:
         """Prepare and project the images of each question; those of earlier questions come from the cache."""

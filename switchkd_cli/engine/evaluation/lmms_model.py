@@ -14,10 +14,11 @@ from lmms_eval.api.instance import Instance
 from lmms_eval.api.model import lmms
 from PIL.Image import Image
 
-from switchkd_cli.benchmarks import BENCHMARKS
+from switchkd_cli.benchmarks import BENCHMARKS, EXPOSURE
 from switchkd_cli.engine.data.image import upright
 from switchkd_cli.errors import UserError
 from switchkd_cli.playground.tasks.caption_bleu import caption_bleu
+from switchkd_cli.recipe.schema import DataSet
 
 LETTERS = frozenset("ABCDEFGH")
 LONGEST = 1024
@@ -44,6 +45,7 @@ class Item:
     answer: str = ""
     at_limit: bool = False  # the answer was truncated at `limit`, before its end
     too_long: bool = False  # prompt and answer need more positions than the model has
+    nats: float = 0.0  # the right answer's cross-entropy, where it is asked for
 
     @classmethod
     def of(cls, request: Instance, task_dict: dict, tasks: dict[str, Any], playground: bool = False) -> "Item":
@@ -117,6 +119,10 @@ class LmmsModel(lmms):
     def answer(self, items: Sequence[Item]) -> list[str]:
         """Return the answers to a batch of items, which all allow the same number of new tokens."""
 
+    def nats(self, data: DataSet, count: int) -> list[float]:
+        """Return the cross-entropy in nats of the answers of the first rows of a data set."""
+        raise UserError(f"{EXPOSURE}: this engine gives no probabilities of answers", hint="--engine transformers")
+
     def prepare(self, items: Sequence[Item]) -> None:
         """Hook that is called once with all items, before the first batch."""
 
@@ -178,6 +184,10 @@ class MajorityBaseline(LmmsModel):
     """
 
     CANDIDATES = 30
+
+    def nats(self, data: DataSet, count: int) -> list[float]:
+        """Return the same for all: a constant says nothing of one answer more than of another."""
+        return [0.0] * count
 
     def prepare(self, items: Sequence[Item]) -> None:
         counts: dict[tuple[str, str], Counter[str]] = defaultdict(Counter)

@@ -9,7 +9,7 @@ from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 from switchkd_cli import registry
-from switchkd_cli.benchmarks import BENCHMARKS, FAULTS, OWN_ROWS, ROW_METRICS, Benchmark, expanded
+from switchkd_cli.benchmarks import BENCHMARKS, EXPOSURE, FAULTS, OWN_ROWS, ROW_METRICS, Benchmark, expanded
 from switchkd_cli.engine.data.look import EvaluationSet, Question
 from switchkd_cli.errors import UserError, import_errors
 from switchkd_cli.files.atomic import write_json_lines
@@ -98,7 +98,11 @@ def score_request(model: LmmsModel, asked: Evaluation, folder: Path, sets: Path 
     outcome = harness.run(model, of_lmms_eval, asked, folder, home) if of_lmms_eval else {}
     if asked.data is not None:
         with harness.quiet(folder / "log.txt"):
-            model.ask(_own_questions(asked))
+            own = _own_questions(asked)
+            if EXPOSURE in asked.benchmarks:
+                for item, nats in zip(own, model.nats(asked.data, len(own)), strict=True):
+                    item.nats = nats
+            model.ask(own)
     versions = provenance.versions()
     return {
         "world": asked.world,
@@ -212,7 +216,7 @@ def _own_questions(asked: Evaluation) -> list[Item]:
         return []
     from switchkd_cli.engine.evaluation.own_rows import questions
 
-    return questions(asked.data, asked.items)
+    return questions(asked.data, asked.items, ranked=EXPOSURE in asked.benchmarks)
 
 
 def import_harness() -> Any:

@@ -11,11 +11,10 @@ from typing import Any
 
 from torch import Tensor
 
-from switchkd_cli.engine.export.runtimes import Runtime, unlike_llava
+from switchkd_cli.engine.export.runtimes import FROZEN, Runtime, as_llava, unlike_llava
 from switchkd_cli.engine.models.blueprint import Blueprint, max_positions
-from switchkd_cli.engine.models.processors import normalisation
+from switchkd_cli.engine.models.processors import normalisation, to_be_saved
 from switchkd_cli.engine.models.shape import features_of, layers_before_features, patch_grid
-from switchkd_cli.engine.models.tokenizers import to_be_saved
 from switchkd_cli.package_data import read_yaml
 
 NAMES: dict[str, Any] = read_yaml(__file__)
@@ -40,7 +39,7 @@ def _split(model: Blueprint) -> str | None:
 
 
 def _refuses(model: Blueprint) -> Iterator[str]:
-    if problems := [*unlike_llava(model)]:
+    if problems := [*unlike_llava(model, FROZEN)]:
         yield from problems
         return
     text, features = model.config.text_config, features_of(model.config)
@@ -66,7 +65,7 @@ def _stretches(model: Blueprint) -> Iterator[str]:
 def _write(model: Blueprint, folder: Path, bits: int | None) -> None:
     import gguf
 
-    llava: Any = model.build("auto").model
+    llava: Any = as_llava(model.build("auto")).model
     kind = NAMES["file_types"][str(llava.dtype)]
     text = gguf.GGUFWriter(folder / TEXT, llava.config.text_config.model_type)
     _describe_text(text, model)

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from transformers import DynamicCache
 
-from switchkd_cli.engine.export.runtimes import Runtime, unlike_llava
+from switchkd_cli.engine.export.runtimes import FROZEN, Runtime, unlike_llava
 from switchkd_cli.engine.models.blueprint import Blueprint
 from switchkd_cli.engine.models.ldpnet import LlavaLdpConfig
 from switchkd_cli.engine.models.model_folder import edit_json
@@ -119,7 +119,7 @@ def _pads(model: Blueprint) -> Iterator[str]:
 
 
 ONNX = Runtime(
-    lambda model: unlike_llava(model, LlavaLdpConfig.model_type),
+    lambda model: unlike_llava(model, FROZEN, LlavaLdpConfig.model_type),
     _write,
     'await LlavaForConditionalGeneration.from_pretrained(".")    // @huggingface/transformers',
     stretches=_pads,

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from switchkd_cli.engine.export.runtimes import Runtime, unlike_llava
+from switchkd_cli.engine.export.runtimes import Runtime, as_llava, unlike_llava
 from switchkd_cli.engine.models.blueprint import Blueprint
 from switchkd_cli.engine.models.llava import LlavaBlueprint
 
@@ -29,7 +29,7 @@ def _notes(model: Blueprint) -> Iterator[str]:
 
 
 def _write(model: Blueprint, folder: Path, bits: int | None) -> None:
-    model.build("auto").save(folder)
+    as_llava(model.build("auto")).save(folder)
 
 
 def _convert(model: Blueprint, folder: Path, bits: int | None) -> None:

@@ -8,14 +8,20 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import torch
+from transformers import LlavaConfig, LlavaForConditionalGeneration
+
 from switchkd_cli import registry
 from switchkd_cli.engine.build import check_checkpoint
 from switchkd_cli.engine.export.model_card import NAME
 from switchkd_cli.engine.models.blueprint import Blueprint
+from switchkd_cli.engine.models.frozen_projector import LlavaFrozenConfig
 from switchkd_cli.engine.models.llava import LlavaBlueprint
+from switchkd_cli.engine.models.vision_language_model import VisionLanguageModel
 from switchkd_cli.errors import MACHINE, UserError
 from switchkd_cli.files.atomic import atomic_folder
 
+FROZEN = LlavaFrozenConfig.model_type
 Reasons = Callable[[Blueprint], Iterable[str]]
 
 
@@ -76,7 +82,26 @@ def export(model: str | Path, to: str, out: Path, bits: int | None = None, *, sq
 
 def unlike_llava(model: Blueprint, *others: str) -> Iterator[str]:
     """Yield why a model isn't a LLaVA as transformers has it; `others`: further model types with LLaVA's shape."""
+    kind = model.config.model_type
     if not isinstance(model, LlavaBlueprint):
         yield f"a {model.kind} model, and only LLaVA's shape is written (student.family=llava)"
-    elif model.config.model_type not in ("llava", *others):
+    elif kind == FROZEN and kind not in others:
+        widths = model.config.frozen_width, model.config.text_config.hidden_size
+        if widths[0] != widths[1]:
+            told = "the frozen projector is {} wide inside, a LLaVA's as wide as its language model, {}".format(*widths)
+            yield f"{told} (student.frozen_projector=null, or --to gguf or onnx)"
+    elif kind not in ("llava", *others):
         yield "the projector is LDPNetV2, which it lacks (student.projector=mlp2x_gelu)"
+
+
+def as_llava(model: VisionLanguageModel) -> VisionLanguageModel:
+    """Return a model with a frozen projector as transformers' LLaVA, of the same modules; any other as it is."""
+    own = model.model
+    if own.config.model_type != FROZEN:
+        return model
+    fields = {name: value for name, value in own.config.to_dict().items() if name not in ("model_type", "frozen_width")}
+    with torch.device("meta"):
+        llava = LlavaForConditionalGeneration(LlavaConfig(**fields))
+    llava.model, llava.lm_head, llava.generation_config = own.model, own.lm_head, own.generation_config
+    llava.model.multi_modal_projector = own.model.multi_modal_projector.fold()
+    return VisionLanguageModel(llava, model.inputs)

@@ -3,12 +3,12 @@
 from collections.abc import Mapping
 
 import torch
-from pydantic import PositiveInt
 from torch import Tensor
 from torch.nn.functional import normalize, one_hot
 
 from switchkd_cli.engine.losses.ops.state import State, ema, updated_by
 from switchkd_cli.engine.losses.ops.vocabulary import at_least_float32, kl
+from switchkd_cli.ranges import Positive, PositiveInt, Share
 
 
 def _moved(
@@ -33,8 +33,8 @@ def codebook(
     state: State,
     *,
     size: PositiveInt = 64,
-    decay: float = 0.99,
-    temperature: float = 0.1,
+    decay: Share = 0.99,
+    temperature: Positive = 0.1,
 ) -> Tensor:
     """Return KL(q_T || q_S) for each row of hidden states [N, D], q over prototypes, in nats, [N].
 

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from switchkd_cli.engine.losses.ops.positions import group_by_row, pooled
 from switchkd_cli.engine.losses.ops.vocabulary import FLOOR, at_least_float32, kl, mask_padding, padding_columns
+from switchkd_cli.ranges import Positive
 
 
 def self_correlation(teacher_logits: Tensor, student_logits: Tensor, rows: Tensor) -> Tensor:
@@ -62,7 +63,7 @@ def _centred(hidden: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
     return (states - mean) * mask[..., None], mask
 
 
-def token_graph(teacher_hidden: Tensor, student_hidden: Tensor, rows: Tensor, *, temperature: float = 0.1) -> Tensor:
+def token_graph(teacher_hidden: Tensor, student_hidden: Tensor, rows: Tensor, *, temperature: Positive = 0.1) -> Tensor:
     """Return KL(g_T || g_S) of each position's similarities to the other positions of its example, in nats, [N].
 
     g = softmax(cos(h_i, h_j) / temperature) over j other than i, of hidden states [N, D]: to which tokens a model holds a

@@ -4,7 +4,7 @@ BiLD (2406.13555), which DBiLD makes dynamic, and the control of DBiLD's pairs: 
 """
 
 from functools import partial
-from typing import Literal
+from typing import Annotated, Literal
 
 import torch
 from torch import Tensor
@@ -13,6 +13,7 @@ from switchkd_cli.engine.losses.ops.knee import TopKAtKnee
 from switchkd_cli.engine.losses.ops.leaders import at_knees_of, sum_over_leaders
 from switchkd_cli.engine.losses.ops.pairwise_kl import pairwise_kl
 from switchkd_cli.engine.losses.ops.vocabulary import FLOOR, kl, nan_where_broken
+from switchkd_cli.ranges import Positive, PositiveInt, above
 
 
 @at_knees_of("teacher", "student")
@@ -20,10 +21,10 @@ def dbild(
     teacher_logits: Tensor,
     student_logits: Tensor,
     *,
-    temperature: float = 3.0,
-    window: int | None = None,
-    min_k: int = 3,
-    max_k: int | None = None,
+    temperature: Positive = 3.0,
+    window: PositiveInt | None = None,
+    min_k: PositiveInt = 3,
+    max_k: Annotated[int, above("min_k", or_equal=True)] | None = None,
     leaders: Literal["both", "teacher", "student"] = "both",
     divergence: Literal["reverse", "forward"] = "reverse",
 ) -> Tensor:
@@ -58,15 +59,13 @@ dbild_teacher_led = partial(dbild, leaders="teacher")
 dbild_student_led = partial(dbild, leaders="student")
 
 
-def bild(teacher_logits: Tensor, student_logits: Tensor, *, temperature: float = 3.0, k: int = 8) -> Tensor:
+def bild(teacher_logits: Tensor, student_logits: Tensor, *, temperature: Positive = 3.0, k: PositiveInt = 8) -> Tensor:
     """Return the teacher-led plus the student-led loss for each row of logits [N, V], in nats, [N].
 
     As DBiLD, with the same k for every row and both leaders, and with the forward divergence KL(p_T || p_S): the
     teacher's probabilities are the weights, whichever model leads. The temperature divides the differences; there is no squared
-    factor. Raises ValueError for k below 1.
+    factor.
     """
-    if k < 1:
-        raise ValueError(f"k must be 1 or more, got {k}")
     bounds = {"window": k, "min_k": k, "max_k": k}
     return dbild(teacher_logits, student_logits, temperature=temperature, divergence="forward", **bounds)
 
@@ -76,10 +75,10 @@ def knee_kl(
     teacher_logits: Tensor,
     student_logits: Tensor,
     *,
-    temperature: float = 3.0,
-    window: int | None = None,
-    min_k: int = 3,
-    max_k: int | None = None,
+    temperature: Positive = 3.0,
+    window: PositiveInt | None = None,
+    min_k: PositiveInt = 3,
+    max_k: Annotated[int, above("min_k", or_equal=True)] | None = None,
 ) -> Tensor:
     """Return the teacher-led plus the student-led KL(p_S || p_T) for each row of logits [N, V], in nats, [N].
 

@@ -9,18 +9,18 @@ From a target that moves from the student to the teacher during a stage (TAID, 2
 
 import math
 from collections.abc import Mapping
-from typing import Any
+from typing import Annotated, Any
 
 import torch
-from pydantic import PositiveInt
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from switchkd_cli.engine.losses.ops.state import State, ema, updated_by
 from switchkd_cli.engine.losses.ops.vocabulary import FLOOR, kl, log_probabilities, mix, without_padding
+from switchkd_cli.ranges import Fraction, NotNegative, Positive, PositiveInt, Share, above
 
 
-def forward_kl(teacher_logits: Tensor, student_logits: Tensor, *, temperature: float = 1.0) -> Tensor:
+def forward_kl(teacher_logits: Tensor, student_logits: Tensor, *, temperature: Positive = 1.0) -> Tensor:
     """Return KL(p_T || p_S) for each row of logits [N, V], p = softmax(z / temperature), in nats, [N].
 
     There is no temperature^2 factor: the term's weight says how much it counts.
@@ -47,7 +47,7 @@ class _ForwardKL(torch.autograd.Function):
         return None, ctx.saved_tensors[0] * grad[:, None], None
 
 
-def reverse_kl(teacher_logits: Tensor, student_logits: Tensor, *, temperature: float = 1.0) -> Tensor:
+def reverse_kl(teacher_logits: Tensor, student_logits: Tensor, *, temperature: Positive = 1.0) -> Tensor:
     """Return KL(p_S || p_T) for each row of logits [N, V], p = softmax(z / temperature), in nats, [N].
 
     There is no temperature^2 factor: the term's weight says how much it counts.
@@ -61,7 +61,7 @@ def grounded_kl(
     student_logits: Tensor,
     blind_logits: Tensor,
     *,
-    temperature: float = 1.0,
+    temperature: Positive = 1.0,
     visual: float = 2.0,
 ) -> Tensor:
     """Return KL(p_S || q) for each row of logits [N, V], in nats, [N]: q leans on what the teacher sees.
@@ -75,41 +75,41 @@ def grounded_kl(
 
 
 def jensen_shannon(
-    teacher_logits: Tensor, student_logits: Tensor, *, temperature: float = 1.0, beta: float = 0.5
+    teacher_logits: Tensor, student_logits: Tensor, *, temperature: Positive = 1.0, beta: Fraction = 0.5
 ) -> Tensor:
     """Return beta KL(p_T || m) + (1 - beta) KL(p_S || m), m = beta p_T + (1 - beta) p_S, in nats, [N].
 
-    p = softmax(z / temperature) of logits [N, V]. At beta 0 and 1 any two models have divergence 0, so beta must lie
-    between them (ValueError); the limits, scaled, are forward_kl and reverse_kl.
+    p = softmax(z / temperature) of logits [N, V]. At beta 0 and 1 any two models have divergence 0, so beta lies
+    between them; the limits, scaled, are forward_kl and reverse_kl.
     """
     log_t, log_s = log_probabilities(teacher_logits, student_logits, temperature)
-    log_m = mix(log_t, log_s, "beta", beta)
+    log_m = mix(log_t, log_s, beta)
     return (beta * log_t.exp() * (log_t - log_m) + (1 - beta) * log_s.exp() * (log_s - log_m)).sum(-1)
 
 
 def skewed_kl(
-    teacher_logits: Tensor, student_logits: Tensor, *, temperature: float = 1.0, alpha: float = 0.1
+    teacher_logits: Tensor, student_logits: Tensor, *, temperature: Positive = 1.0, alpha: Fraction = 0.1
 ) -> Tensor:
     """Return KL(p_T || alpha p_T + (1 - alpha) p_S) for each row of logits [N, V], in nats, [N].
 
     p = softmax(z / temperature). The teacher's part of the mixture keeps the logarithm bounded where the student has
-    no probability. alpha must lie between 0 and 1 (ValueError); its limit 0 is forward_kl.
+    no probability. alpha lies between 0 and 1; its limit 0 is forward_kl.
     """
     log_t, log_s = log_probabilities(teacher_logits, student_logits, temperature)
-    return kl(log_t, mix(log_t, log_s, "alpha", alpha))
+    return kl(log_t, mix(log_t, log_s, alpha))
 
 
 def skewed_reverse_kl(
-    teacher_logits: Tensor, student_logits: Tensor, *, temperature: float = 1.0, alpha: float = 0.1
+    teacher_logits: Tensor, student_logits: Tensor, *, temperature: Positive = 1.0, alpha: Fraction = 0.1
 ) -> Tensor:
     """Return KL(p_S || alpha p_S + (1 - alpha) p_T) for each row of logits [N, V], in nats, [N].
 
     p = softmax(z / temperature). The student's part of the mixture keeps the logarithm bounded where the teacher has
-    no probability: no row costs more than -log(alpha). The gradient also goes through that part. alpha must lie
-    between 0 and 1 (ValueError); its limit 0 is reverse_kl.
+    no probability: no row costs more than -log(alpha). The gradient also goes through that part. alpha lies
+    between 0 and 1; its limit 0 is reverse_kl.
     """
     log_t, log_s = log_probabilities(teacher_logits, student_logits, temperature)
-    return kl(log_s, mix(log_s, log_t, "alpha", alpha))
+    return kl(log_s, mix(log_s, log_t, alpha))
 
 
 def decoupled_kd(
@@ -117,9 +117,9 @@ def decoupled_kd(
     student_logits: Tensor,
     targets: Tensor,
     *,
-    temperature: float = 1.0,
-    alpha: float = 1.0,
-    beta: float = 1.0,
+    temperature: Positive = 1.0,
+    alpha: NotNegative = 1.0,
+    beta: NotNegative = 1.0,
 ) -> Tensor:
     """Return alpha TCKD + beta NCKD for each row of logits [N, V], in nats, [N].
 
@@ -136,7 +136,9 @@ def decoupled_kd(
     return torch.where(targets >= 0, loss, 0.0)
 
 
-def top_k_kl(teacher_logits: Tensor, student_logits: Tensor, *, temperature: float = 1.0, k: PositiveInt = 8) -> Tensor:
+def top_k_kl(
+    teacher_logits: Tensor, student_logits: Tensor, *, temperature: Positive = 1.0, k: PositiveInt = 8
+) -> Tensor:
     """Return KL(p_T || p_S) over the teacher's top k ids and one for all others, for each row of logits [N, V], in nats, [N].
 
     p = softmax(z / temperature): the rest's probability is matched as a whole, in whatever way it is spread.
@@ -159,22 +161,20 @@ def taid(
     student_logits: Tensor,
     progress: float,
     *,
-    temperature: float = 1.0,
-    start: float = 0.4,
-    end: float = 1.0,
+    temperature: Positive = 1.0,
+    start: Share = 0.4,
+    end: Annotated[Share, above("start", or_equal=True)] = 1.0,
 ) -> Tensor:
     """Return KL(p_t || p_S) for each row of logits [N, V], in nats, [N].
 
     p_t = softmax((1 - t) z_S + t z_T) with z_S detached, logits divided by the temperature; t grows linearly from
     ``start`` to ``end`` with ``progress``, the share of the stage's steps that were taken (0 to 1). This line is the
-    source's lower bound of t: `taid_adaptive` has the source's step. Raises ValueError unless 0 <= start <= end <= 1.
+    source's lower bound of t: `taid_adaptive` has the source's step.
     """
     return _to_between(teacher_logits, student_logits, _taid_line(progress, start, end), temperature)
 
 
 def _taid_line(progress: float, start: float, end: float) -> float:
-    if not 0 <= start <= end <= 1:
-        raise ValueError(f"start and end must be 0 <= start <= end <= 1, got {start} and {end}")
     return start + (end - start) * progress
 
 
@@ -201,11 +201,11 @@ def taid_adaptive(
     progress: float,
     state: State,
     *,
-    temperature: float = 1.0,
-    start: float = 0.4,
-    end: float = 1.0,
-    alpha: float = 5e-4,
-    beta: float = 0.99,
+    temperature: Positive = 1.0,
+    start: Share = 0.4,
+    end: Annotated[Share, above("start", or_equal=True)] = 1.0,
+    alpha: NotNegative = 5e-4,
+    beta: Share = 0.99,
 ) -> Tensor:
     """Return `taid` for each row of logits [N, V], in nats, [N], where t follows the loss J from step to step.
 
@@ -222,9 +222,9 @@ def swing_kl(
     student_logits: Tensor,
     targets: Tensor,
     *,
-    temperature: float = 1.0,
-    hottest: float = 4.0,
-    noise: float = 0.5,
+    temperature: Positive = 1.0,
+    hottest: Positive = 4.0,
+    noise: Share = 0.5,
 ) -> Tensor:
     """Return KL(q_T || p_S) for each row of logits [N, V], in nats, [N], blurred where the target may be private.
 

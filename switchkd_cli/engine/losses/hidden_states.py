@@ -1,17 +1,22 @@
 """Hidden states in front of the head, the student's in the teacher's width: position against position, within one example."""
 
 import torch
-from pydantic import PositiveInt
 from torch import Tensor, nn
 
 from switchkd_cli.engine.losses.ops.positions import group_by_row
 from switchkd_cli.engine.losses.ops.vocabulary import FLOOR, at_least_float32, kl
+from switchkd_cli.ranges import NotNegative, Positive, PositiveInt
 
 TINY = 1e-6  # of the largest singular value: what is smaller is no direction
 
 
 def contrastive(
-    teacher_mapped: Tensor, student_mapped: Tensor, rows: Tensor, *, temperature: float = 0.1, consistency: float = 0.5
+    teacher_mapped: Tensor,
+    student_mapped: Tensor,
+    rows: Tensor,
+    *,
+    temperature: Positive = 0.1,
+    consistency: NotNegative = 0.5,
 ) -> Tensor:
     """Return how badly a position's student state tells its own teacher state from the example's others, [N] (DCD, 2407.11802).
 
@@ -33,7 +38,7 @@ def pseudo_classes(
     rows: Tensor,
     *,
     components: PositiveInt = 4,
-    temperature: float = 1.0,
+    temperature: Positive = 1.0,
 ) -> Tensor:
     """Return KL(q_T || q_S) over both ends of the example's first principal components, in nats, [N] (after LELP, 2409.20449).
 

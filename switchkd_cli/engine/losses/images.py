@@ -1,9 +1,12 @@
 """Losses of images: features, visual tokens, and how text attends to them."""
 
+from typing import Annotated
+
 import torch
 from torch import Tensor, nn
 
 from switchkd_cli.engine.losses.ops.vocabulary import at_least_float32
+from switchkd_cli.ranges import PositiveInt, Share, above
 
 
 def feature_mse(teacher_features: Tensor, student_features: Tensor) -> Tensor:
@@ -24,16 +27,13 @@ def token_mse(teacher_tokens: Tensor, student_tokens: Tensor) -> Tensor:
 
 
 def attended_token_mse(
-    teacher_tokens: Tensor, student_tokens: Tensor, teacher_attention: Tensor, *, k: int = 16
+    teacher_tokens: Tensor, student_tokens: Tensor, teacher_attention: Tensor, *, k: PositiveInt = 16
 ) -> Tensor:
     """Return the mean square of P_S(V_S(x)) - P_T(V_T(x)) over the k most attended of M tokens [P, M, D], [P].
 
     Tokens are ranked by the attention that the teacher's first layer gives them, ``teacher_attention`` [P, T, M, H]
-    summed over text queries and heads; of equal ones the first. With M at most k, all tokens count. Raises ValueError
-    for k below 1.
+    summed over text queries and heads; of equal ones the first. With M at most k, all tokens count.
     """
-    if k < 1:
-        raise ValueError(f"k must be 1 or more, got {k}")
     attention = teacher_attention.detach().sum((1, 3))
     top = attention.argsort(dim=1, descending=True, stable=True)[:, :k]
     image = torch.arange(len(top), device=top.device)[:, None]
@@ -81,17 +81,19 @@ def attention_mse(teacher_attention: Tensor, student_attention: Tensor) -> Tenso
 
 
 def attention_cosine(
-    teacher_attentions: Tensor, student_attentions: Tensor, *, first: float = 0.3, last: float = 0.7
+    teacher_attentions: Tensor,
+    student_attentions: Tensor,
+    *,
+    first: Share = 0.3,
+    last: Annotated[Share, above("first")] = 0.7,
 ) -> Tensor:
     """Return 1 - cos(A_T, A_S) over the image tokens, the mean over layers and the queries that see the image, [P] (CompoDistill).
 
     A [P, T, M, L] is the attention of T queries to M image tokens in each of L layers, of which those between the shares
     ``first`` and ``last`` of the depth count. Each of the student's is compared with the mean of a group of the teacher's:
     neighbours, in order, of which two groups share one where they can't be divided equally. The other queries are rows of 0 in
-    the teacher's. Raises ValueError unless 0 <= first < last <= 1.
+    the teacher's.
     """
-    if not 0 <= first < last <= 1:
-        raise ValueError(f"first and last must be 0 <= first < last <= 1, got {first} and {last}")
     teacher, student = at_least_float32(teacher_attentions.detach()), at_least_float32(student_attentions)
     sees_image = (teacher != 0).flatten(2).any(-1)  # [P, T]
     teacher, student = (_between(attention, first, last) for attention in (teacher, student))

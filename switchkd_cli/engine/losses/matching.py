@@ -7,10 +7,11 @@ from scipy.optimize import linear_sum_assignment
 from torch import Tensor, nn
 
 from switchkd_cli.engine.losses.ops.vocabulary import at_least_float32, kl, mask_padding, padding_columns
+from switchkd_cli.ranges import Positive
 
 
 def matched_kl(
-    teacher_logits: Tensor, student_logits: Tensor, teacher_rows: Tensor, rows: Tensor, *, temperature: float = 1.0
+    teacher_logits: Tensor, student_logits: Tensor, teacher_rows: Tensor, rows: Tensor, *, temperature: Positive = 1.0
 ) -> Tensor:
     """Return KL(p_T || p_S) of each of the student's positions and the teacher's that it is matched with, in nats, [N].
 

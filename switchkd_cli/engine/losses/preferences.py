@@ -5,10 +5,17 @@ from torch.nn.functional import logsigmoid
 
 from switchkd_cli.engine.losses.cross_entropy import cross_entropy
 from switchkd_cli.engine.losses.ops.vocabulary import mask_padding, padding_columns
+from switchkd_cli.ranges import Positive
 
 
 def preference(
-    teacher_logits: Tensor, student_logits: Tensor, targets: Tensor, rows: Tensor, signs: Tensor, *, beta: float = 0.1
+    teacher_logits: Tensor,
+    student_logits: Tensor,
+    targets: Tensor,
+    rows: Tensor,
+    signs: Tensor,
+    *,
+    beta: Positive = 0.1,
 ) -> Tensor:
     """Return -log sigmoid(beta (margin of the preferred answer - that of the rejected one)) of each pair, in nats.
 

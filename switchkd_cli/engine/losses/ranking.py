@@ -1,14 +1,14 @@
 """The order of ids in place of their probabilities: Plackett-Luce distillation (PLD, 2506.12542), partial ranking (CPRD, 2407.07479)."""
 
 import torch
-from pydantic import PositiveInt
 from torch import Tensor
 
 from switchkd_cli.engine.losses.ops.vocabulary import without_padding
+from switchkd_cli.ranges import Positive, TwoOrMore
 
 
 def plackett_luce(
-    teacher_logits: Tensor, student_logits: Tensor, targets: Tensor, *, temperature: float = 1.0
+    teacher_logits: Tensor, student_logits: Tensor, targets: Tensor, *, temperature: Positive = 1.0
 ) -> Tensor:
     """Return -sum_i w_i log p_S(i | the ids ranked i-th or later) for each row of logits [N, V], in nats, [N].
 
@@ -23,15 +23,13 @@ def plackett_luce(
     return torch.where(targets >= 0, (weights * _choices(student.gather(-1, order))).sum(-1), 0.0)
 
 
-def partial_ranking(teacher_logits: Tensor, student_logits: Tensor, *, k: PositiveInt = 8) -> Tensor:
+def partial_ranking(teacher_logits: Tensor, student_logits: Tensor, *, k: TwoOrMore = 8) -> Tensor:
     """Return how unlikely the teacher's order of the student's top k ids is to the student, for each row [N, V], [N].
 
     The mean, over all of these but the last, of -log p_S(i | those ranked i-th or later), in nats: only the order of ids
     that the student holds likely counts, and no probability of the teacher's. The source ranks images and texts of a
-    batch; ids are our reading. Raises ValueError for k below 2.
+    batch; ids are our reading.
     """
-    if k < 2:
-        raise ValueError(f"k must be 2 or more, got {k}")
     teacher, student = without_padding(teacher_logits, student_logits)
     likely, ids = student.topk(min(k, student.shape[-1]))
     order = teacher.gather(-1, ids).argsort(dim=-1, descending=True, stable=True)

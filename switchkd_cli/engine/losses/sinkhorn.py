@@ -5,6 +5,7 @@ from torch import Tensor
 
 from switchkd_cli.engine.losses.ops.positions import group_by_row
 from switchkd_cli.engine.losses.ops.vocabulary import FLOOR, without_padding
+from switchkd_cli.ranges import Positive, PositiveInt
 
 
 def sinkhorn(
@@ -12,9 +13,9 @@ def sinkhorn(
     student_logits: Tensor,
     rows: Tensor,
     *,
-    temperature: float = 2.0,
-    smoothing: float = 0.1,
-    iterations: int = 20,
+    temperature: Positive = 2.0,
+    smoothing: Positive = 0.1,
+    iterations: PositiveInt = 20,
 ) -> Tensor:
     """Return the cost of moving each position's p_T to the student's p_S of the same example, [N].
 

@@ -13,6 +13,7 @@ from torch.nn.functional import pad
 from switchkd_cli.engine.losses.cross_entropy import cross_entropy
 from switchkd_cli.engine.losses.ops.positions import first_positions, sum_over_spans
 from switchkd_cli.engine.losses.ops.vocabulary import at_least_float32, kl
+from switchkd_cli.ranges import Positive, PositiveInt
 
 
 def uld(
@@ -21,7 +22,7 @@ def uld(
     teacher_spans: Tensor,
     student_spans: Tensor,
     *,
-    temperature: float = 1.0,
+    temperature: Positive = 1.0,
 ) -> Tensor:
     """Return the distance between both models' sorted probabilities at the beginning of each span, between 0 and 2, [C].
 
@@ -46,8 +47,8 @@ def projected_kl(
     student_spans: Tensor,
     first_pieces: Tensor,
     *,
-    temperature: float = 1.0,
-    k: int = 100,
+    temperature: Positive = 1.0,
+    k: PositiveInt = 100,
 ) -> Tensor:
     """Return KL(p_T || p_S W) on the teacher's k likeliest tokens and all others as one, at the beginning of each span, [C].
 
@@ -81,7 +82,7 @@ def alm(
     teacher_spans: Tensor,
     student_spans: Tensor,
     *,
-    temperature: float = 100.0,
+    temperature: Positive = 100.0,
     divergence: Literal["forward", "reverse"] = "forward",
 ) -> Tensor:
     """Return the divergence of two probabilities of each span's text, of it against all other text, in nats, [C].

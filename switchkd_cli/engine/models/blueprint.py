@@ -10,7 +10,7 @@ from switchkd_cli.engine.hub import as_user_error
 from switchkd_cli.engine.inputs import InputProcessor
 from switchkd_cli.engine.models.processors import EQUAL, NEAR, normalisation, probes
 from switchkd_cli.engine.models.seams import GRID
-from switchkd_cli.engine.models.shape import features_of, image_tokens_of, patch_grid, vision_width
+from switchkd_cli.engine.models.shape import features_of, image_tokens_of, output_widths, patch_grid, vision_width
 from switchkd_cli.engine.models.vision_language_model import VisionLanguageModel
 from switchkd_cli.errors import UserError
 from switchkd_cli.package_data import read_yaml
@@ -94,6 +94,11 @@ class Blueprint:
         side, seam = patch_grid(self.config)[1], self.inputs.seam
         square = seam.square and features_of(self.config) == side**2
         return FeatureMap(vision_width(self.config), seam.levels(self.config), side, square)
+
+    @property
+    def widths(self) -> dict[str, int]:
+        """See `output_widths`."""
+        return output_widths(self.config, self.inputs.seam.levels(self.config))
 
     def as_picture(self, *, alone: bool = False) -> bool:
         """Return whether V's features of an image, or of the tile that shows all of it, are a picture of it (`Seam.layout`).

@@ -39,7 +39,7 @@ def check_config(config: PretrainedConfig | Mapping[str, Any], who: object) -> N
 
 
 def notes_and_ends(checkpoint: CheckpointFolder, config: PretrainedConfig) -> tuple[tuple[str, ...], tuple[int, ...]]:
-    """Return a note of settings that change answers, as transformers always applies them, and the ids that end an answer.
+    """Return a note of settings that change other tools' answers, and the ids that end an answer.
 
     They are those of generation_config.json; where there is none, the ids of the config.
     """
@@ -48,7 +48,7 @@ def notes_and_ends(checkpoint: CheckpointFolder, config: PretrainedConfig) -> tu
     ids = (end for end in (ends if isinstance(ends, list) else [ends]) if type(end) is int and end >= 0)
     answers = FIELDS["answers"]
     settings = [f"{key} {generation[key]}" for key in answers if generation.get(key) not in (None, 0, 1, [])]
-    note = f"{checkpoint}: {GENERATION}: answers are generated with {', '.join(settings)}, as other tools do"
+    note = f"{checkpoint}: {GENERATION}: {', '.join(settings)} not used: answers are the likeliest tokens, as trained"
     return (note,) if settings else (), tuple(ids)
 
 

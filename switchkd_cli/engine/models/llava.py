@@ -9,10 +9,9 @@ from transformers import LlavaConfig, LlavaProcessor, PretrainedConfig, PreTrain
 from switchkd_cli.engine.hub import as_user_error
 from switchkd_cli.engine.inputs import InputProcessor
 from switchkd_cli.engine.models.blueprint import Blueprint
-from switchkd_cli.engine.models.processors import default_image_processor, prepared_probes
+from switchkd_cli.engine.models.processors import IMAGE, default_image_processor, prepared_probes
 from switchkd_cli.engine.models.seams import Tower
 from switchkd_cli.engine.models.shape import CLASS_TOKENS, features_of, image_tokens_of
-from switchkd_cli.engine.models.tokenizers import IMAGE
 
 LANGUAGE_MODELS = ("qwen2", "llama")
 TOWERS = ("siglip_vision_model", "clip_vision_model")

@@ -1,6 +1,6 @@
 """The LLaVA family: folders of transformers and of TinyLLaVA, and a student made of parts.
 
-Parts are a vision tower, a language model and a fresh projector.
+Parts are a vision tower, a language model and a projector: a fresh one, or another model's with a fresh map behind it.
 """
 
 import copy
@@ -16,9 +16,10 @@ from switchkd_cli.engine.models import processors, tinyllava
 from switchkd_cli.engine.models.blueprint import Blueprint
 from switchkd_cli.engine.models.checkpoint_files import check_config, read_config
 from switchkd_cli.engine.models.family import Family, Published
+from switchkd_cli.engine.models.frozen_projector import LlavaFrozenConfig
 from switchkd_cli.engine.models.ldpnet import LlavaLdpConfig
 from switchkd_cli.engine.models.llava import LANGUAGE_MODELS, SEAM, TOWERS, LlavaBlueprint, joined, processor_for
-from switchkd_cli.engine.models.tokenizers import IMAGE, own_template, read_tokenizer, widen
+from switchkd_cli.engine.models.processors import IMAGE, own_template, read_tokenizer, widen
 from switchkd_cli.engine.weights import check_memory, check_weights, load_weights
 from switchkd_cli.errors import UserError, did_you_mean
 from switchkd_cli.recipe.schema import Fresh, Parts
@@ -30,13 +31,14 @@ PART_HINT = "a part is a folder or hub id of a SigLIP or CLIP tower (vision), of
 
 
 def design(spec: Parts, who: str = "student") -> LlavaBlueprint:
-    """Return the model of these parts: V and L from checkpoints or with fresh weights (`fresh`), P always fresh.
+    """Return the model of these parts: V and L from checkpoints or with fresh weights (`fresh`), P fresh or behind a frozen one.
 
     Reads the parts' configs, the tokenizer, and the headers of the weights. Raises UserError for a part of another kind, an
     unknown configuration key, or a part without files; `build` of the blueprint does for weights that don't fit the config.
     """
-    vision, language = (_part_folder(spec, part, who) for part in ("vision", "language"))
-    whole, speaker = _whole(vision), _whole(language)  # complete models, whose tower or language model is the part
+    vision, language, other = (_part_folder(spec, part, who) for part in ("vision", "language", "frozen_projector"))
+    # complete models, of which one module is the part
+    whole, speaker, frozen = _whole(vision), _whole(language), LLAVA.read(other) if other else None
     tokenizer = read_tokenizer(_tokenizer_folder(spec, language, who))
     vision_config = copy.deepcopy(whole.config.vision_config) if whole else part_config(spec, "vision", who, vision)
     text_config = copy.deepcopy(speaker.config.text_config) if speaker else part_config(spec, "language", who, language)
@@ -44,7 +46,8 @@ def design(spec: Parts, who: str = "student") -> LlavaBlueprint:
         text_config.vocab_size = len(tokenizer)
     text_config.pad_token_id, text_config.eos_token_id = tokenizer.pad_token_id, tokenizer.eos_token_id
     image_token = tokenizer.convert_tokens_to_ids(IMAGE)
-    config = _config(spec, vision_config, text_config, tokens=len(tokenizer), image_token=image_token)
+    kept = frozen.config if frozen else None
+    config = _config(spec, who, vision_config, text_config, kept, tokens=len(tokenizer), image_token=image_token)
     image_processor = _image_processor(vision, whole)
     if spec.image_processor is not None:
         named = fetch(spec.image_processor, f"{who}.image_processor", allow_pickle=spec.allow_pickle)
@@ -72,6 +75,9 @@ def design(spec: Parts, who: str = "student") -> LlavaBlueprint:
             model.lm_head.load_state_dict({"weight": state.pop("lm_head.weight")})
             state = {name.removeprefix("model."): tensor for name, tensor in state.items()}
             model.model.language_model.load_state_dict(state)
+        if frozen:
+            state = frozen.weights(DTYPE).model.multi_modal_projector.state_dict()
+            model.model.multi_modal_projector.frozen.load_state_dict(state)
         model.tie_weights()
         return model.to(getattr(torch, dtype))
 
@@ -80,10 +86,22 @@ def design(spec: Parts, who: str = "student") -> LlavaBlueprint:
 
 
 def _config(
-    spec: Parts, vision: PretrainedConfig, text: PretrainedConfig, tokens: int, image_token: int
+    spec: Parts, who: str, vision: PretrainedConfig, text: PretrainedConfig, frozen: Any, tokens: int, image_token: int
 ) -> LlavaConfig:
+    """Return the config of these parts. `frozen`: the whole config of the model whose projector is kept, if any."""
     settings = {"vision_feature_layer": spec.feature_layer, "vision_feature_select_strategy": spec.feature_select}
-    return joined(PROJECTORS[spec.projector], vision, text, tokens, image_token, **settings)
+    if frozen is None:
+        return joined(PROJECTORS[spec.projector], vision, text, tokens, image_token, **settings)
+    where, mlp = f"{who}.frozen_projector: {spec.frozen_projector}", (LlavaConfig, "gelu", True, "mlp2x_gelu")
+    if (type(frozen), frozen.projector_hidden_act, frozen.multimodal_projector_bias, spec.projector) != mlp:
+        raise UserError(f"{where}: only LLaVA's mlp2x_gelu can be kept", hint=f"{who}.frozen_projector=null")
+    reads, layer = frozen.vision_config.hidden_size, frozen.vision_feature_layer
+    if (reads, layer) != (vision.hidden_size, spec.feature_layer):
+        gives = f"the tower gives {vision.hidden_size} from layer {spec.feature_layer}"
+        hint = f"{who}.feature_layer={layer}, and a tower of its build as {who}.vision"
+        raise UserError(f"{where}: it reads features of width {reads} from layer {layer}, {gives}", hint)
+    settings["frozen_width"] = frozen.text_config.hidden_size
+    return joined(LlavaFrozenConfig, vision, text, tokens, image_token, **settings)
 
 
 def _part_folder(spec: Parts, part: str, who: str) -> CheckpointFolder | None:
@@ -151,21 +169,23 @@ def fresh_config(part: str, source: Any, who: str) -> PretrainedConfig:
 def published_config(spec: Parts, who: str, published: Published) -> tuple[LlavaConfig, int] | None:
     """Return the config of a model whose parts are not all on this machine, and its number of tokens; None: not known."""
     vision_config, text_config = (_planned_config(spec, part, who, published) for part in ("vision", "language"))
-    if vision_config is None or text_config is None:
+    kept = _planned_config(spec, "frozen_projector", who, published) if spec.frozen_projector else None
+    if vision_config is None or text_config is None or (spec.frozen_projector and kept is None):
         return None
     facts = published("language", spec.language) if isinstance(spec.language, str) else {}
     tokens = facts["tokens"] + 1 if "tokens" in facts else text_config.vocab_size
-    return _config(spec, vision_config, text_config, tokens=tokens, image_token=tokens - 1), tokens
+    return _config(spec, who, vision_config, text_config, kept, tokens=tokens, image_token=tokens - 1), tokens
 
 
 def _planned_config(spec: Parts, part: str, who: str, published: Published) -> Any:
-    """Return a part's config: fresh, read from this machine, or published; None where it is not known."""
+    """Return a part's config (of a frozen projector its model's): fresh, read here, or published; None where it is not known."""
     source = getattr(spec, part)
     if isinstance(source, Fresh):
         return fresh_config(part, source, who)
     try:
         with configs_only():
-            return part_config(spec, part, who, fetch(source, f"{who}.{part}"))
+            folder = fetch(source, f"{who}.{part}")
+            return LLAVA.read(folder).config if part == "frozen_projector" else part_config(spec, part, who, folder)
     except UserError:
         facts = published(part, source)
         return transformers.AutoConfig.for_model(**copy.deepcopy(facts["config"])) if facts else None
@@ -189,4 +209,5 @@ class LlavaFamily(Family):
         return LlavaBlueprint.of(config, processor, *rest)
 
 
-LLAVA = LlavaFamily("llava", SEAM, others=(LlavaLdpConfig.model_type, tinyllava.TYPE), towers=TOWERS)
+OTHERS = LlavaLdpConfig.model_type, LlavaFrozenConfig.model_type, tinyllava.TYPE
+LLAVA = LlavaFamily("llava", SEAM, OTHERS, TOWERS)

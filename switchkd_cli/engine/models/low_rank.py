@@ -12,7 +12,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 from switchkd_cli.engine.hub import forbid_kernels
-from switchkd_cli.engine.models.packed import PackedLinear, pack
+from switchkd_cli.engine.models.low_bits import PackedLinear, pack
 from switchkd_cli.errors import UserError, did_you_mean
 from switchkd_cli.recipe.schema import Lora
 

@@ -16,8 +16,8 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_N
 
 from switchkd_cli.engine.models.checkpoint_files import FIELDS, renamed
 from switchkd_cli.engine.models.low_rank import FOLDER, merged, save_adapters
+from switchkd_cli.engine.models.processors import to_be_saved
 from switchkd_cli.engine.models.seams import replaced
-from switchkd_cli.engine.models.tokenizers import to_be_saved
 from switchkd_cli.errors import UTF8
 
 if TYPE_CHECKING:

@@ -45,7 +45,8 @@ class ProjectorShape:
     """P at each of its `places`, then `tokens` (fewer where it pools what it has computed).
 
     `first`, `second`: weights of its matrices, one after another; P may have several such pairs next to one another, or no
-    second. `input`, `hidden`: widths of what they read. `convolution`: weights of one behind the pooling; 0: P doesn't pool.
+    second. `frozen`: weights of a projector in front of them that is never trained. `input`, `hidden`: widths of what they read.
+    `convolution`: weights of one behind the pooling; 0: P doesn't pool.
     """
 
     def __init__(self, model: Any) -> None:
@@ -53,6 +54,9 @@ class ProjectorShape:
         self.width: int = config.get_text_config().hidden_size
         self.tokens: float = image_tokens_of(config)
         each = [one for module in modules for one in (module if isinstance(module, nn.ModuleList) else [module])]
+        kept = [one.get_submodule("frozen") for one in each if hasattr(one, "frozen")]
+        self.frozen: int = sum(p.numel() for one in kept for p in _matrices(one))
+        each = [one.get_submodule("map") if hasattr(one, "frozen") else one for one in each]
         pairs = [(found[0].numel(), found[1:]) for one in each if (found := _matrices(one))]
         hidden = [second[0].shape[1] if second else 0 for _, second in pairs]
         self.first = sum(first for first, _ in pairs)
@@ -140,6 +144,16 @@ def count_parameters(model: Any) -> tuple[dict[str, int], dict[str, int]]:
 
 def vision_width(config: PretrainedConfig) -> int:
     return _of(config.vision_config, "embed_dim", "hidden_size")  # with both, the second is L's
+
+
+def output_widths(config: PretrainedConfig, levels: int) -> dict[str, int]:
+    """Return the size of the last axis of what an adapter may stand behind: `features`, `tokens`, `mapped`, `attention`.
+
+    `levels`: how many vectors of L's width a visual token has.
+    """
+    text = config.get_text_config()
+    widths = {"features": vision_width(config) * levels, "tokens": text.hidden_size * levels}
+    return {**widths, "mapped": text.hidden_size, "attention": text.num_attention_heads}
 
 
 def layers_before_features(config: PretrainedConfig) -> int:

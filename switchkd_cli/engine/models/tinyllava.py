@@ -15,10 +15,10 @@ from transformers import AutoConfig, LlavaConfig, LlavaForConditionalGeneration,
 
 from switchkd_cli import registry
 from switchkd_cli.engine.hub import TOKENIZER_FILES, CheckpointFolder, as_user_error, fetch
-from switchkd_cli.engine.models import processors, tokenizers
+from switchkd_cli.engine.models import processors
 from switchkd_cli.engine.models.checkpoint_files import FIELDS, check_config, renamed
 from switchkd_cli.engine.models.llava import LANGUAGE_MODELS, TOWERS, LlavaBlueprint, joined, processor_for
-from switchkd_cli.engine.models.tokenizers import IMAGE, IN_PARTS
+from switchkd_cli.engine.models.processors import IMAGE, IN_PARTS
 from switchkd_cli.engine.weights import PICKLED, SAFE, check_weights, load_weights, read_tensors
 from switchkd_cli.errors import UserError
 from switchkd_cli.recipe.yaml_positions import at
@@ -39,7 +39,7 @@ def read(checkpoint: CheckpointFolder) -> LlavaBlueprint:
     fields = checkpoint.json("config.json")
     _check(checkpoint, fields)
     check_weights(*_weight_folders(checkpoint))
-    tokenizer = tokenizers.read_tokenizer(_tokenizer_folder(checkpoint, fields))
+    tokenizer = processors.read_tokenizer(_tokenizer_folder(checkpoint, fields))
     config = _config(checkpoint, fields, tokenizer)
     image_processor, notes = _image_processor(checkpoint, fields, config)
     if fields.get("image_aspect_ratio") == "pad":
@@ -81,7 +81,7 @@ def _weight_folders(checkpoint: CheckpointFolder) -> dict[CheckpointFolder, str]
 def _tokenizer_folder(checkpoint: CheckpointFolder, fields: Mapping[str, Any]) -> CheckpointFolder:
     """Return where the tokenizer is: next to the weights, or under the name in the config."""
     name = fields.get("tokenizer_name_or_path") or fields.get("llm_model_name_or_path")
-    if checkpoint.has(*tokenizers.FILES) or not name:
+    if checkpoint.has(*processors.TOKENIZERS) or not name:
         return checkpoint
     return fetch(name, f"{checkpoint}: tokenizer", only=TOKENIZER_FILES)
 
@@ -143,7 +143,7 @@ def _weights(
     state = {new: stored[name] for name, new in names.items() if new}
     if config.tie_word_embeddings:
         state.pop("language_model.lm_head.weight", None)  # saved, but TinyLLaVA ties the head again on loading
-    tokenizers.widen(state, config.text_config.vocab_size)
+    processors.widen(state, config.text_config.vocab_size)
     given = {"state": state, "parts": tuple(folders), "config": config}
     model = load_weights(LlavaForConditionalGeneration, checkpoint, dtype, **given)
     model.generation_config.pad_token_id = tokenizer.pad_token_id

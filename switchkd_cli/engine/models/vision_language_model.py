@@ -13,12 +13,11 @@ from switchkd_cli.engine.batch import Batch, ImageInput, PerImage, together
 from switchkd_cli.engine.inputs import InputProcessor, PreparedImage
 from switchkd_cli.engine.lm_head import capped
 from switchkd_cli.engine.models.checkpoint_files import FIELDS
-from switchkd_cli.engine.models.layer_forwards import only_at, recompute_layers
+from switchkd_cli.engine.models.layer_forwards import Offloaded, only_at, recompute_layers
 from switchkd_cli.engine.models.low_rank import MARK
 from switchkd_cli.engine.models.model_folder import save
-from switchkd_cli.engine.models.placement import Offloaded
 from switchkd_cli.engine.models.seams import GRID, Seam, output_of, replaced
-from switchkd_cli.engine.models.shape import vision_width
+from switchkd_cli.engine.models.shape import output_widths
 
 EAGER = {"_attn_implementation": "eager"}
 """Of L's config: the only implementation that returns attention weights."""
@@ -81,7 +80,8 @@ class VisionLanguageModel(nn.Module):
         """Return the part's parameters that a forward pass uses, by name: training the part trains these.
 
         Where the projector reads one of the tower's layers, what follows it (later layers, the last norm, a pooling head) is
-        never trained. Of a language part with adapters, these alone are trained.
+        never trained, nor is what a projector keeps of another model (`FrozenProjector`). Of a language part with adapters, these
+        alone are trained.
         """
         unique = {id(p): (n, p) for module in self.parts[part] for n, p in module.named_parameters()}
         named = dict(unique.values())  # a tied head is counted once
@@ -89,7 +89,7 @@ class VisionLanguageModel(nn.Module):
             return adapters
         count = self.seam.read_layers(self.model.config)
         if part != "vision" or count is None:
-            return named
+            return {name: p for name, p in named.items() if not name.startswith("frozen.")}
         later = tuple(f"{self.seam.layers}.{i}." for i in range(count, len(self.seam.vision_layers(self.core))))
         return {name: p for name, p in named.items() if not name.startswith((*later, *ABOVE))}
 
@@ -100,14 +100,8 @@ class VisionLanguageModel(nn.Module):
 
     @property
     def widths(self) -> dict[str, int]:
-        """The size of the last axis of what an adapter may stand behind: `features`, `tokens`, `mapped`, `attention`."""
-        text = self.model.config.get_text_config()
-        return {
-            "features": vision_width(self.model.config) * self._in_token,
-            "tokens": text.hidden_size * self._in_token,
-            "mapped": text.hidden_size,
-            "attention": text.num_attention_heads,
-        }
+        """See `output_widths`."""
+        return output_widths(self.model.config, self._in_token)
 
     @property
     def head(self) -> Tensor:
@@ -196,13 +190,6 @@ class VisionLanguageModel(nn.Module):
         text = ((batch.turn >= 0) & ~batch.image)[batch.image_rows]
         return together([w.transpose(0, 1) * t[:, None, None] for w, t in zip(of_images, text, strict=True)])
 
-    def mean_attention(self, batch: Batch) -> tuple[Tensor, Tensor]:
-        """For figures, one example: attention [T, T], the mean over layers and heads, and logits [T, V]."""
-        with replaced(self.language.config, EAGER):
-            tokens = self.project(self.encode(batch.images), batch.images)
-            output = self._read(batch, tokens, output_attentions=True)
-        return torch.stack(output.attentions).mean((0, 2))[0], self.logits(output.last_hidden_state[0])
-
     def same_vision(self, other: Self) -> bool:
         """Return whether both have the same tower, weight by weight, and read it at the same layers."""
         ours, theirs = (model.used_parameters("vision") for model in (self, other))
@@ -222,12 +209,14 @@ class VisionLanguageModel(nn.Module):
     def continued(self, ids: Tensor, mask: Tensor, images: Shown, how: GenerationConfig, **options: Any) -> Tensor:
         """Continue B texts of tokens [B, T], padded on the left, and return the new ids [B, <= limit].
 
-        `images` are in the order of the texts, `options` of transformers' `generate`.
+        `images` are in the order of the texts, `options` of transformers' `generate`. Of the checkpoint's own generation
+        config, which `generate` would fill `how` up with, nothing is used: tokens follow from the model's logits alone.
         """
         given = self._given(ids == self.inputs.image_token, tuple(tokens for tokens, _ in images))
         if images and GRID in images[0][1]:  # from which transformers counts L's positions
             given[GRID] = torch.cat([inputs[GRID] for _, inputs in images]).to(ids.device)
-        new = self.model.generate(input_ids=ids, attention_mask=mask, generation_config=how, **options, **given)
+        with replaced(self.model, {"generation_config": how}):
+            new = self.model.generate(input_ids=ids, attention_mask=mask, generation_config=how, **options, **given)
         return new[:, ids.shape[1] :]
 
     save = save

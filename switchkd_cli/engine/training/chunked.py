@@ -4,7 +4,7 @@
 """
 
 import math
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import accumulate, pairwise
 from typing import Any, cast
 
@@ -36,19 +36,18 @@ class ChunkedObjective:
     on the heads' weights. Losses and scores that compare an example's positions with one another get whole examples.
 
     `dense`: the same objective from all logits at once, which the chunks must equal; for outputs with logits, of paths
-    whose head weights only their own forward pass can use. `also`: paths whose logits `on_logits` gets in any case.
+    whose head weights only their own forward pass can use.
     """
 
-    def __init__(self, objective: Objective, *, dense: bool = False, also: Collection[str] = ()) -> None:
-        self.terms, self.dense, self.others = objective.terms, dense, (objective.tokens, objective.means)
-        reads = {name: {kind for _, kind in signature.reads} for name, signature in objective.signatures.items()}
-        of_logits = [term for term in self.terms if dense or "logits" in reads[term.name]]
-        self.compared = {path for term in of_logits for path in objective.sides(term).values()}
-        self.on_logits = Objective(of_logits, *self.others)
-        self.on_others = Objective([term for term in self.terms if term not in of_logits], *self.others)
-        self.paths = tuple(sorted(name for name in self.on_logits.outputs | set(also) if "." not in name))
+    def __init__(self, objective: Objective, *, dense: bool = False) -> None:
+        self.objective, self.dense = objective, dense
+        of_logits = [term for term in objective.terms if dense or "logits" in term.kinds]
+        self.compared = {path for term in of_logits for path in term.sides.values()}
+        self.on_logits = objective.part(of_logits)
+        self.on_others = objective.part([term for term in objective.terms if term not in of_logits])
+        self.paths = tuple(sorted(name for name in self.on_logits.outputs if "." not in name))
         hidden = {output_name(path, "hidden") for path in self.paths}
-        self.outputs = self.on_logits.outputs | set(also) if dense else self.on_others.outputs | hidden
+        self.outputs = self.on_logits.outputs if dense else self.on_others.outputs | hidden
 
     def __call__(
         self, inputs: LossInputs, on_logits: OnLogits | None = None, on_values: OnValues | None = None
@@ -75,20 +74,20 @@ class ChunkedObjective:
             heads = inputs.heads
             assert heads is not None, "outputs without logits need the paths' heads"
             hidden = [cast(Tensor, inputs.outputs[output_name(path, "hidden")]) for path in self.paths]
-            # what only a score or `also` names learns nothing
+            # what only a score names learns nothing
             hidden = [of if path in self.compared else of.detach() for path, of in zip(self.paths, hidden, strict=True)]
             # autograd doesn't tell a function that gradients are switched off
             weights = [heads.weights[path] for path in self.paths]
             weights = weights if torch.is_grad_enabled() else [of.detach() for of in weights]
             chunks = self._chunks(inputs.batch, inputs.keep, max(heads.columns[path] for path in self.paths))
             total = total + _GradientInForward.apply(loss_of_chunk, chunks, self.paths, heads, *hidden, *weights)
-        return total, {term.name: parts[term.name] for term in self.terms}
+        return total, {term.name: parts[term.name] for term in self.objective.terms}
 
     def weighted_terms(self, inputs: LossInputs) -> Iterator[tuple[str, Tensor]]:
         """Yield the terms with a weight, one after another: name and weighted part, with its graph."""
-        for term in self.terms:
+        for term in self.objective.terms:
             if inputs.weights.get(term.name, float(term.weight)):
-                yield term.name, ChunkedObjective(Objective([term], *self.others), dense=self.dense)(inputs)[0]
+                yield term.name, ChunkedObjective(self.objective.part([term]), dense=self.dense)(inputs)[0]
 
     @torch.no_grad()
     def non_finite_rows(self, terms: Sequence[str], inputs: LossInputs) -> dict[str, set[str]]:
@@ -99,8 +98,8 @@ class ChunkedObjective:
             values = values if weights is None else weights * values
             ids[name] |= {inputs.batch.ids[row] for row in rows[~values.isfinite()].unique().tolist()}
 
-        named = Objective([term for term in self.terms if term.name in ids], *self.others)
-        ChunkedObjective(named, dense=self.dense)(inputs, on_values=note)
+        named = [term for term in self.objective.terms if term.name in ids]
+        ChunkedObjective(self.objective.part(named), dense=self.dense)(inputs, on_values=note)
         return ids
 
     def _chunks(self, batch: Batch, keep: Tensor, columns: int) -> list[Chunk]:
@@ -110,18 +109,18 @@ class ChunkedObjective:
         """
         size, sides = positions(columns, keep.device.type), keep.split([of.turn.shape[1] for of in batch.readings], 1)
         most = max(int(batch.read_by(path, keep)[1].sum()) for path in self.paths)
-        across = any("rows" in signature.positional for signature in self.on_logits.signatures.values())
+        across = any("rows" in term.signature.positional or term.score is not None for term in self.on_logits.terms)
         across |= any(mean.by == "loss" for mean in self.on_logits.means.values())
         answers = [of.predicting("answer")[side] for of, side in zip(batch.readings, sides, strict=True)]
         unlike = not all(torch.equal(of, answers[0]) for of in answers)  # as texts have other prompts
-        whole = batch.spans is not None or across or unlike or bool(self.on_logits.scored)
+        whole = batch.spans is not None or across or unlike
         unit = torch.arange(len(keep), device=keep.device)[:, None]  # the number of the example
         lengths = torch.stack([side.sum(1) for side in sides]).amax(0).tolist()
         if not whole:  # or of the position among those of `keep`
             unit = torch.cat([side.flatten().cumsum(0).view_as(side) - 1 for side in sides], 1)
             # of equal size: a short chunk at the end would read a whole head for a few positions
             lengths, size = [1] * most, math.ceil(most / max(1, math.ceil(most / size)))
-        together = any(term.focus is not None and term.focus.of == "examples" for term in self.terms)
+        together = any(term.focus is not None and term.focus.of == "examples" for term in self.on_logits.terms)
         parts = _group_neighbours(lengths, size) if most > size and not together else ()
         masks = [keep & (part.start <= unit) & (unit < part.stop) for part in parts] or [keep]
         counts = ([int(batch.read_by(path, mask)[1].sum()) for mask in masks] for path in self.paths)

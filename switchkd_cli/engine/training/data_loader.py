@@ -35,8 +35,15 @@ SHM = Path("/dev/shm")
 
 
 def count_steps(stage: Stage, rows: int) -> int:
-    """Return a stage's optimiser steps; an incomplete batch of the last epoch is filled from the next permutation."""
-    return stage.steps or math.ceil((stage.epochs or 0) * rows / stage.batch)
+    """Return a stage's optimiser steps; an incomplete batch of the last epoch is filled from the next permutation.
+
+    Raises UserError for a mixer with more rounds than steps.
+    """
+    steps = stage.steps or math.ceil((stage.epochs or 0) * rows / stage.batch)
+    if stage.mixer is not None and stage.mixer.rounds > steps:
+        problem = f"stages.{stage.name}.mixer.rounds: a round takes a step or more, and the stage has {steps:,}"
+        raise UserError(f"{problem}: got {stage.mixer.rounds}", hint=f"stages.{stage.name}.mixer.rounds={steps}")
+    return steps
 
 
 def visit_order(stage: Stage, data: Examples, count: int, seed: int) -> list[int]:
@@ -182,15 +189,6 @@ def make_loader(
         generator=torch.Generator(),
     )
     return Loader(batches, stage.name, warn)
-
-
-def micro_batch_size(stage: Stage, processes: int) -> int:
-    """Return how many examples a process holds at once: `micro_batch`, or the largest number below that divides its share.
-
-    The batch can be divided evenly among the processes: `preflight.check_batches` has checked it.
-    """
-    each = stage.batch // processes
-    return max(n for n in range(1, min(stage.micro_batch or each, each) + 1) if each % n == 0)
 
 
 def rows_of_process(visited: Sequence[int], micro_batch: int, rank: int, processes: int) -> list[int]:

@@ -1,18 +1,14 @@
 """Diagnostics logged for every distillation stage: teacher against student, agreement, knees, each term's gradient."""
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import NamedTuple
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from switchkd_cli import registry
-from switchkd_cli.engine.batch import Batch, row_selector
-from switchkd_cli.engine.losses.cross_entropy import cross_entropy
-from switchkd_cli.engine.losses.divergences import forward_kl
-from switchkd_cli.engine.losses.ops.knee import TopKAtKnee
-from switchkd_cli.engine.losses.ops.leaders import BLOCK
-from switchkd_cli.engine.losses.ops.vocabulary import mask_padding, padding_columns
+from switchkd_cli.engine.batch import Batch
+from switchkd_cli.engine.training.figures import Figure, measure
 from switchkd_cli.recipe.schema import Term
 from switchkd_cli.report.grouping import grouped
 
@@ -20,16 +16,16 @@ SHARE = "vision_share/"
 """Begins the names of figures: the share of a term's gradient that reaches V_S and not only the switch's adapter."""
 
 
-COMPARED = ("student", "switch", "teacher")
-"""The paths that are compared with the teacher, and itself."""
-
-
-class KneeSpec(NamedTuple):
-    """Where a loss takes the knee of rows of logits: whose logits lead (`path`), at which positions (`on`), within what."""
-
-    path: str
-    on: str
-    select: TopKAtKnee
+AGAINST_TEACHER = (
+    Figure(name="teacher_ce", loss="loss", of="teacher", answers="given"),
+    Figure(name="student_ce", loss="loss", answers="given"),
+    Figure(name="agreement/own", loss="right", of="teacher", answers="own"),
+    Figure(name="agreement/student", loss="agreement"),
+    Figure(name="agreement/switch", loss="agreement", of="switch"),
+    Figure(name="kl/student", loss="divergence"),
+    Figure(name="switch_gap", loss="divergence", of="switch"),
+)
+"""Figures of the supervised tokens: see `Diagnostics`."""
 
 
 class Diagnostics:
@@ -55,7 +51,7 @@ class Diagnostics:
     """
 
     def __init__(self, terms: Sequence[Term]) -> None:
-        self.knees = knee_specs(terms)
+        self.knees = leading_knees(terms)
         self._values: dict[str, list[Tensor]] = {}  # by figure, its value at each position
 
     def add_values(self, term: str, values: Tensor, rows: Tensor, weights: Tensor | None) -> None:
@@ -64,75 +60,50 @@ class Diagnostics:
             self._values.setdefault(f"focus/{term}/even", []).append(values)
             self._values.setdefault(f"focus/{term}/zero", []).append((weights == 0).float())
 
-    @torch.no_grad()
     def add(self, logits: Mapping[str, Tensor], batch: Batch, keep: Tensor) -> None:
         """Take in logits [N, V] by path, at the N positions of `keep` (`Batch.read_by`)."""
-        found: dict[str, Tensor] = {}
-        read = {path: batch.read_by(path, keep) for path in logits if path != "student" or batch.spans is None}
-        answers = {path: of.predicting("answer")[mask] for path, (of, mask) in read.items()}
-        if "teacher" in logits and answers["teacher"].any():
-            selected = {path: row_selector(answers[path])(logits[path]) for path in COMPARED if path in answers}
-            of_teacher, mask = read["teacher"]
-            targets, own = of_teacher.targets[mask], of_teacher.predicting("own answer")[mask]
-            targets, own = (row_selector(answers["teacher"])(of) for of in (targets, own))
-            found |= _against_teacher(selected, targets, own)
-        # what several terms share is sorted once
-        for spec in dict.fromkeys(spec for _, spec in self.knees if spec.path in read):
-            of, mask = read[spec.path]
-            chosen = of.predicting(spec.on)[mask]
-            if chosen.any():
-                knee, k, mass = measure_knees(row_selector(chosen)(logits[spec.path]), spec)
-                bounded = {"raised": (knee < k).float(), "cut": (knee > k).float()}
-                for name in (f"{term}/{spec.path}" for term, other in self.knees if other == spec):
-                    found |= {f"k/{name}/{figure}": values for figure, values in {"mean": k.float(), **bounded}.items()}
-                    found[f"mass/{name}"] = mass
-        for name, values in ((name, of) for name, of in found.items() if len(of)):
-            self._values.setdefault(name, []).append(values)
+        comparable = {path for path in logits if path != "student" or batch.spans is None}
+        equal_once = {knee.name: knee for knee in self.knees.values()}
+        figures = [of for of in (*AGAINST_TEACHER, *equal_once.values()) if {of.of, of.to} <= comparable]
+        for name, values in measure(figures, lambda *_: logits, batch, keep).items():
+            if len(values):
+                self._values.setdefault(name, []).append(values)
 
     def figures(self) -> dict[str, float]:
         """Return the figures over all positions taken in."""
-        figures = {}
-        for name, parts in self._values.items():
-            values = torch.cat(parts)
-            figures[name] = values.mean().item()
-            if name.startswith("k/") and name.endswith("/mean"):
-                low, high = torch.quantile(values, torch.tensor([0.05, 0.95], device=values.device)).tolist()
-                figures |= {f"{name.removesuffix('mean')}p5": low, f"{name.removesuffix('mean')}p95": high}
+        values = {name: torch.cat(parts) for name, parts in self._values.items()}
+        figures = {name: of.mean().item() for name, of in values.items() if of.ndim == 1}
+        for leader in (of for of, knee in self.knees.items() if knee.name in values):
+            rank, k, mass = values[self.knees[leader].name].T.contiguous()
+            low, high = torch.quantile(k, k.new_tensor([0.05, 0.95])).tolist()
+            raised, cut, *means = (of.float().mean().item() for of in (rank < k, rank > k, k, mass))
+            of_k = {"mean": means[0], "p5": low, "p95": high, "raised": raised, "cut": cut}
+            figures |= {f"k/{leader}/{name}": value for name, value in of_k.items()}
+            figures[f"mass/{leader}"] = means[1]
         return figures
 
 
-def knee_specs(terms: Sequence[Term]) -> list[tuple[str, KneeSpec]]:
-    """Return the terms' names with each of their knees, as their losses declare (`registry.Signature.leaders`)."""
-    specs = []
+def leading_knees(terms: Sequence[Term]) -> dict[str, Figure]:
+    """Return the figure `knee` of each path that leads a term (`registry.Signature.leaders`), as `<term>/<path>`."""
+    found = {}
     for term in (term for term in terms if term.alignment == "positions"):
-        signature = registry.signature("loss", term.loss)
+        signature = term.signature
+        bounds = {name: of.default for name, of in signature.keywords.items() if name in registry.BOUNDS}
+        bounds |= {name: value for name, value in term.parameters.items() if name in bounds}
         for side in signature.leaders(term.parameters):
-            bounds = {name: term.parameters.get(name, signature.keywords[name].default) for name in registry.BOUNDS}
             path = term.of if side == "student" else term.to
-            specs.append((term.name, KneeSpec(path, term.positions, TopKAtKnee(**bounds))))
-    return specs
-
-
-@torch.no_grad()
-def measure_knees(logits: Tensor, spec: KneeSpec) -> Iterator[Tensor]:
-    """Return of rows of logits [N, V]: 1 + the knee's rank, the loss's k (the knee within its bounds), the top k's mass, [N].
-
-    They are computed a block of rows at a time.
-    """
-    stats = []
-    for block in logits.split(max(1, BLOCK // logits.shape[-1])):
-        padding = padding_columns(block)
-        top, rank, k = spec.select.search(block, padding)
-        beyond_k = torch.arange(top.logits.shape[-1], device=k.device) >= k[:, None]
-        log_top = top.logits.masked_fill(beyond_k, -torch.inf).logsumexp(-1)
-        stats.append((1 + rank, k, (log_top - mask_padding(block, padding).logsumexp(-1)).exp()))
-    return map(torch.cat, zip(*stats, strict=True))
+            name = f"{path}'s knee on {term.positions} within {bounds}"
+            how: dict[str, Any] = {"on": term.on, "answers": term.answers, "parameters": bounds}
+            found[f"{term.name}/{path}"] = Figure(name=name, loss="knee", of=path, to=path, **how)
+    return found
 
 
 def gradient_norms_by_term(
     weighted_terms: Iterable[tuple[str, Tensor]], trained: Mapping[str, Sequence[Tensor]]
 ) -> dict[str, float]:
     """Return `grad/<term>/<part>`: norm of each weighted term's gradient on each trained part that it reaches.
+
+    Of a term that trains both V_S and the adapter behind it `vision_share/<term>`, too: V_S's part of the two norms.
 
     `weighted_terms` are names and weighted values with their graph, which is kept. Only the vectors among a part's
     parameters (biases and gains, which exist at every depth) are used: no weight matrix gets a gradient, so this takes
@@ -146,20 +117,11 @@ def gradient_norms_by_term(
             continue
         found = torch.autograd.grad(value, [p for _, p in flat], retain_graph=True, allow_unused=True)
         gradients = grouped((part, of) for (part, _), of in zip(flat, found, strict=True) if of is not None)
-        squares = {part: sum(g.float().square().sum().item() for g in of) for part, of in gradients.items()}
-        norms |= {f"grad/{term}/{part}": square**0.5 for part, square in squares.items()}
+        parts = {part: sum(g.float().square().sum().item() for g in of) ** 0.5 for part, of in gradients.items()}
+        norms |= {f"grad/{term}/{part}": norm for part, norm in parts.items()}
+        if {"vision", "adapter"} <= parts.keys() and (both := parts["vision"] + parts["adapter"]):
+            norms[f"{SHARE}{term}"] = parts["vision"] / both
     return norms
-
-
-def with_shares(norms: Mapping[str, float]) -> dict[str, float]:
-    """Add `vision_share/<term>` of each term that trains both V_S and the adapter behind it: V_S's part of the two norms."""
-    shares = {}
-    for name, adapter in norms.items():
-        grad, term, part = name.split("/")
-        vision = norms.get(f"{grad}/{term}/vision")
-        if part == "adapter" and vision is not None and vision + adapter:
-            shares[f"{SHARE}{term}"] = vision / (vision + adapter)
-    return {**norms, **shares}
 
 
 def average(diagnostics: Sequence[Mapping[str, float]], positions: Sequence[int]) -> dict[str, float]:
@@ -172,13 +134,3 @@ def average(diagnostics: Sequence[Mapping[str, float]], positions: Sequence[int]
     pairs = ((each, count) for each, count in zip(diagnostics, positions, strict=True) if count)
     found = grouped((name, (value, count)) for each, count in pairs for name, value in each.items())
     return {name: sum(n * value for value, n in of) / sum(n for _, n in of) for name, of in found.items()}
-
-
-def _against_teacher(logits: Mapping[str, Tensor], targets: Tensor, own: Tensor) -> dict[str, Tensor]:
-    """Return the figures of each supervised token, [N], some of all, some of those that are the student's `own`, or not."""
-    teacher, others = logits["teacher"], {path: of for path, of in logits.items() if path != "teacher"}
-    figures = {f"{path}_ce": cross_entropy(targets, of)[~own] for path, of in logits.items() if path != "switch"}
-    figures["agreement/own"] = (teacher.argmax(-1) == targets)[own].float()
-    figures |= {f"agreement/{path}": (of.argmax(-1) == teacher.argmax(-1)).float() for path, of in others.items()}
-    gaps = {"student": "kl/student", "switch": "switch_gap"}
-    return figures | {gaps[path]: forward_kl(teacher, of) for path, of in others.items()}

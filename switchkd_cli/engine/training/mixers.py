@@ -1,9 +1,10 @@
 """Mixers: rules for which rows a stage visits next, by what the student still lacks; rounds.py applies them.
 
-The names of a rule's positional arguments say what it reads, as a loss's do. Of C candidate rows: `student_loss`,
-`teacher_loss` (nats per token of the answer), `divergence` (KL(T‖S) there), `confidence` [C], and `teacher_distribution`
-[C, W]; it returns a score for each, [C], and the `count` rows with the highest are visited. A rule that reads `weights` [D]
-gets the losses of D data sets' held-out rows, [D], and returns the weights of the next round. All are float64, on the CPU.
+The names of a rule's positional arguments say what it reads, as a loss's do: means of figures (figures.py) over the tokens of
+each answer, `<path>_<figure>`, or `<figure>` of the student against the teacher. Of C candidate rows: `student_loss`,
+`teacher_loss` (nats per token), `divergence` (KL(T‖S)), `confidence` [C], `teacher_distribution` [C, W]; it returns a score for
+each, [C], and the `count` rows with the highest are visited. A rule that reads `weights` [D] gets the figures of D data sets'
+held-out rows, [D], and returns the weights of the next round. All are float64, on the CPU.
 """
 
 import math
@@ -11,9 +12,11 @@ import math
 import torch
 from torch import Tensor
 
+from switchkd_cli.ranges import Positive, Share
+
 
 def ddk(
-    weights: Tensor, student_loss: Tensor, teacher_loss: Tensor, *, smoothing: float = 0.5, temperature: float = 1.0
+    weights: Tensor, student_loss: Tensor, teacher_loss: Tensor, *, smoothing: Share = 0.5, temperature: Positive = 1.0
 ) -> Tensor:
     """Return weights by how much larger the student's perplexity is than the teacher's (DDK, 2407.16154, Eq. 2).
 

@@ -1,7 +1,7 @@
 """The objective: a recipe's terms over what the paths output (paper Eq. 1 is three of them)."""
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple, cast
+from typing import Any, NamedTuple, Self, cast
 
 import torch
 from torch import Tensor
@@ -27,16 +27,6 @@ OnValues = Callable[[str, Tensor, Tensor, Tensor | None], None]
 weight that a focus gives it, [n]."""
 
 
-class Normalizers(NamedTuple):
-    """What the terms of one optimiser step are divided by: its number of positions of each kind and of images.
-
-    `progress` is the share of the stage's steps that were taken before this one, in [0, 1).
-    """
-
-    counts: Mapping[str, Tensor]
-    progress: float = 0.0
-
-
 class LossInputs(NamedTuple):
     """What the objective of a micro-batch is computed from."""
 
@@ -46,7 +36,10 @@ class LossInputs(NamedTuple):
     batch: Batch
     keep: Tensor
     """[B, T] bool: the N positions of the logits and hidden states [N, ...]; see `Batch.read_by`."""
-    normalizers: Normalizers
+    counts: Mapping[str, Tensor]
+    """What the terms are divided by: the number of positions of each kind, and of images, in all of the optimiser step."""
+    progress: float = 0.0
+    """The share of the stage's steps that were taken before this one, in [0, 1)."""
     weights: Mapping[str, float] = {}
     """The terms' weights in this step, where they vary from step to step."""
     states: Mapping[str, State] = {}
@@ -68,23 +61,18 @@ class Objective:
         self, terms: Sequence[Term], tokens: TokenMap | None = None, means: Mapping[str, PathSpec] = {}
     ) -> None:
         self.terms, self.tokens, self.means = tuple(terms), tokens, means
-        self._losses = {t.name: registry.resolve("loss", t.loss) for t in terms}
-        self.signatures = {t.name: registry.signature("loss", t.loss) for t in terms}
-        read = {(self.sides(t)[side], kind) for t in terms for side, kind in self.signatures[t.name].reads}
-        self.scored = {t.name: t.score for t in terms if t.score is not None}
-        read |= {each for score in self.scored.values() for each in score.reads}
+        read = {each for term in terms for of in (term, term.score) if of is not None for each in of.reads}
         made = ((of, kind) for path, kind in read for of in (means[path].mean if path in means else (path,)))
         self.outputs = frozenset(output_name(*each) for each in made)
-        self.on = tuple(dict.fromkeys(t.positions for t in terms if not self.signatures[t.name].of_images))
+        self.on = tuple(dict.fromkeys(t.positions for t in terms if not t.signature.of_images))
 
-    def sides(self, term: Term) -> dict[str, str]:
-        """Return the path that each side of a term's loss is: its `of` and `to`, and any other the path of this name."""
-        named = {side: side for side in self.signatures[term.name].sides if side not in ("student", "teacher")}
-        return {"teacher": term.of if term.to == "labels" else term.to, **named, "student": term.of}
+    def part(self, terms: Sequence[Term]) -> Self:
+        """Return the objective of some of its terms."""
+        return type(self)(terms, self.tokens, self.means)
 
     def counted(self, term: Term) -> str:
-        """Return what a term is a mean over, as the normalizers name it: a kind of positions, images, spans or pairs."""
-        signature = self.signatures[term.name]
+        """Return what a term is a mean over, as `counts` names it: a kind of positions, images, spans or pairs."""
+        signature = term.signature
         if signature.of_images:
             return IMAGES
         if signature.of_preferences:
@@ -98,17 +86,13 @@ class Objective:
         kept = [batch.predicting_in_all(on) for on in self.on]
         return torch.stack(kept or [torch.zeros_like(batch.predicting_in_all("all"))]).any(0)
 
-    def normalizers(
-        self,
-        batches: Sequence[Batch],
-        progress: float = 0.0,
-        sum_over_processes: Callable[[Tensor], Tensor] = lambda counts: counts,
-    ) -> Normalizers:
+    def counts(
+        self, batches: Sequence[Batch], sum_over_processes: Callable[[Tensor], Tensor] = lambda counts: counts
+    ) -> dict[str, Tensor]:
         """Count over all micro-batches of a step, so that no split into micro-batches or processes changes the loss."""
         each = [self._counts(batch) for batch in batches]
         sums = [torch.stack([counts[name] for counts in each]).sum() for name in each[0]]
-        together = sum_over_processes(torch.stack(sums))
-        return Normalizers(dict(zip(each[0], together, strict=True)), progress)
+        return dict(zip(each[0], sum_over_processes(torch.stack(sums)), strict=True))
 
     def _counts(self, batch: Batch) -> dict[str, Tensor]:
         counted = {self.counted(term): batch.reading(term.of).predicting(term.positions) for term in self.terms}
@@ -124,12 +108,11 @@ class Objective:
             counts["aligned bytes"] = batch.aligned[:, 0].sum()
         return counts
 
-    def aligned(self, normalizers: Normalizers) -> dict[str, float]:
+    def aligned(self, counts: Mapping[str, Tensor]) -> dict[str, float]:
         """Return the shares of the answers' bytes that lie in spans, and of the student's tokens that are in pairs."""
-        if PAIRS not in (of := normalizers.counts):
-            return {}
-        shares = {"bytes": of["aligned bytes"], "tokens": of[PAIRS]}
-        return {f"aligned/{name}": (part / of[name].clamp(min=1)).item() for name, part in shares.items()}
+        parts = {"bytes": "aligned bytes", "tokens": PAIRS}
+        shares = ((name, counts[part] / counts[name].clamp(min=1)) for name, part in parts.items() if part in counts)
+        return {f"aligned/{name}": share.item() for name, share in shares}
 
     def _pairs(self, batch: Batch, keep: Tensor) -> tuple[Tensor, Tensor]:
         """Return which of the student's and of the teacher's positions of `keep` predict a token that is in both vocabularies."""
@@ -146,17 +129,17 @@ class Objective:
         parts = {}
         for term in self.terms:
             values, rows = self._values(term, inputs)
-            weights = self._weights(term, inputs) if term.name in self.scored else None
+            weights = None if term.score is None else self._weights(term, term.score, inputs)
             if on_values is not None:
                 on_values(term.name, values.detach(), rows, weights)
             values = values if weights is None else weights * values
-            parts[term.name] = values.sum() / inputs.normalizers.counts[self.counted(term)].clamp(min=1)
+            parts[term.name] = values.sum() / inputs.counts[self.counted(term)].clamp(min=1)
         return parts
 
     def _values(self, term: Term, inputs: LossInputs) -> tuple[Tensor, Tensor]:
         """Return a term at each position, image or span, [N], and the row of the batch that each belongs to, [N]."""
-        signature, loss = self.signatures[term.name], self._losses[term.name]
-        given = self._given(term, inputs, signature, self.sides(term))
+        signature, loss = term.signature, registry.resolve(term.kind, term.loss)
+        given = self._given(term, inputs, signature, term.sides)
         given |= {"targets": given["student_targets"], "state": inputs.states.get(term.name, State())}
         if self.tokens is not None and self.counted(term) == PAIRS:  # a token's number is its column's
             given["targets"] = self.tokens.places[int(term.of != "student")].to(inputs.keep.device)[given["targets"]]
@@ -174,10 +157,10 @@ class Objective:
         self, term: Term, inputs: LossInputs, signature: registry.Signature, sides: Mapping[str, str]
     ) -> dict[str, Any]:
         """Return what the arguments of a loss or a score may name, of each side's path at the term's positions."""
-        outputs, _, batch, keep, normalizers = inputs[:5]
+        outputs, _, batch, keep = inputs[:4]
         tokens = self.tokens if self.counted(term) == PAIRS else None
         pairs = self._pairs(batch, keep) if tokens is not None else None
-        given: dict[str, Any] = {"progress": normalizers.progress}
+        given: dict[str, Any] = {"progress": inputs.progress}
         for side, path in sides.items():
             read, mask = batch.read_by(path, keep)
             # mostly all of [N, V] itself, not a copy of it for each term
@@ -199,9 +182,9 @@ class Objective:
         return given
 
     @torch.no_grad()
-    def _weights(self, term: Term, inputs: LossInputs) -> Tensor:
+    def _weights(self, term: Term, score: registry.Signature, inputs: LossInputs) -> Tensor:
         """Return the weights of a term's positions, [N], by the score that its focus names."""
-        focus, score = term.focus, self.scored[term.name]
+        focus = term.focus
         assert focus is not None
         # a loss with a gradient of its own would compute it although none is wanted here
         logits = {path: of.detach() for path, of in inputs.outputs.items() if isinstance(of, Tensor)}
@@ -232,5 +215,5 @@ class Objective:
 
     def total(self, parts: Mapping[str, Tensor], weights: Mapping[str, float] = {}) -> Tensor:
         """Return the weighted sum of the terms, which is minimised; `weights` are those that vary."""
-        each = ((weights.get(term.name, float(term.weight)), parts[term.name]) for term in self.terms)
-        return sum((weight * part for weight, part in each), torch.zeros(()))
+        weighted = (weights.get(term.name, float(term.weight)) * parts[term.name] for term in self.terms)
+        return sum(weighted, torch.zeros(()))

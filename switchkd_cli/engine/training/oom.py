@@ -45,7 +45,7 @@ def out_of_memory(trainer: Trainer, group: Sequence[Batch], where: str, error: B
 def memory_in_use(trainer: Trainer) -> dict[str, Sequence[torch.Tensor]]:
     """Return the tensors that stay allocated from step to step."""
     replica = trainer.replica
-    weights = [replica.twins.get(p, p) for p in trainer.trained.values()]
+    weights = [replica.twins[p] for p in trainer.trained.values()]
     trained = {id(p) for p in weights}
     moments = [value for state in replica.adamw.state.values() for value in state.values()]
     models = [replica.paths, *replica.paths.frozen.values()]

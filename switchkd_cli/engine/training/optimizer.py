@@ -30,39 +30,78 @@ Groups = Sequence[Mapping[str, Any]]
 """AdamW's groups of parameters."""
 
 
-class TorchReplica:
-    """`paths` itself, on this process's device. bf16 is torch's automatic mixed precision over float32 weights.
+class Replica:
+    """`whole` as a training computes with it: `paths`, itself, or a copy that is sharded and that `collect` copies back.
 
-    `find_unused`: some trained parameters may get no gradient, for which DDP would wait; None: without DDP.
+    `parameters` are the trained ones of `whole`, `twins` what is computed with in each one's place.
     """
 
-    def __init__(
-        self,
-        paths: Paths,
-        groups: Groups,
-        processes: Processes,
-        stage: Stage,
-        precision: str,
-        *,
-        find_unused: bool | None,
-    ) -> None:
-        self.device = processes.device
-        self.paths = self.whole = paths.to(self.device)
-        self.module: Any = self.paths
-        self.twins: Mapping[nn.Parameter, nn.Parameter] = {}  # what is computed with in a parameter's place: itself
+    dtype: torch.dtype | None = None  # of matrix products, where they are cast
+
+    def __init__(self, whole: Paths, paths: Paths, groups: Groups, processes: Processes, stage: Stage) -> None:
+        self.whole, self.paths, self.device = whole, paths, processes.device
+        self.twins = dict(zip(whole.parameters(), paths.parameters(), strict=True))
         self.parameters = [p for group in groups for p in group["params"]]
-        self.adamw = make_optimizer([dict(group) for group in groups], stage)
-        self.max_norm = stage.grad_clip or math.inf
-        self.dtype = torch.bfloat16 if precision == "bf16" else None  # of matrix products
-        self.autocast = torch.autocast(self.device.type, self.dtype, enabled=self.dtype is not None)
-        if processes.count > 1 and find_unused is not None:
-            how: dict[str, Any] = {"gradient_as_bucket_view": True, "find_unused_parameters": find_unused}
-            self.module = DistributedDataParallel(paths, **how)
+        own = [{**group, "params": [self.twins[p] for p in group["params"]]} for group in groups]
+        self.adamw = make_optimizer(own, stage)
 
     @property
     def heads(self) -> Heads | None:
         """What turns hidden states into logits; None if only a forward pass of the whole student can."""
         return self.paths.heads(self.dtype)
+
+    @contextmanager
+    def complete_student(self) -> Iterator[VisionLanguageModel]:
+        """Around a block that generates with the student as it is now. Every process must call this.
+
+        A student of which each process has a part is made complete, in float32, so that no process waits inside the block for
+        another one's longer answers.
+        """
+        if self.heads is not None:
+            yield self.paths.student
+            return
+        self.collect()
+        try:
+            yield self.whole.student.to(self.device)
+        finally:
+            self.whole.student.cpu()
+
+    @torch.no_grad()
+    def collect(self) -> None:
+        """Bring the weights in `whole` up to date. Every process must call this."""
+        for parameter in self.parameters if self.paths is not self.whole else ():
+            parameter.copy_(self._gathered(self.twins[parameter]))
+
+    def _gathered(self, value: Tensor) -> Tensor:
+        """Return the whole of what each process may have a part of."""
+        return value
+
+
+class TorchReplica(Replica):
+    """A replica on this process's device. bf16 is torch's automatic mixed precision over float32 weights.
+
+    `unused`: some trained parameters may get no gradient, for which DDP would wait. `sharded`: a copy that needs no DDP.
+    """
+
+    def __init__(
+        self,
+        whole: Paths,
+        groups: Groups,
+        processes: Processes,
+        stage: Stage,
+        precision: str,
+        *,
+        unused: bool = False,
+        sharded: Paths | None = None,
+    ) -> None:
+        super().__init__(whole, sharded or whole.to(processes.device), groups, processes, stage)
+        self.module: Any = self.paths
+        self.max_norm = stage.grad_clip or math.inf
+        self.dtype = torch.bfloat16 if precision == "bf16" else None
+        self.autocast = torch.autocast(self.device.type, self.dtype, enabled=self.dtype is not None)
+        if processes.count > 1 and sharded is None:
+            how: dict[str, Any] = {"gradient_as_bucket_view": True, "find_unused_parameters": unused}
+            self.module = DistributedDataParallel(whole, **how)
 
     def micro_batch(self, *, last: bool) -> AbstractContextManager[None]:
         """Around a forward and backward pass: processes exchange gradients in the step's last one."""
@@ -72,58 +111,42 @@ class TorchReplica:
         with self.autocast:
             return self.module(*arguments)
 
-    def complete_student(self) -> AbstractContextManager[VisionLanguageModel]:
-        """Around a block that generates with the student as it is now. Every process must call this."""
-        return nullcontext(self.paths.student) if self.whole is self.paths else collected(self, self.whole)
-
     def outputs_to_probe(self, outputs: Mapping[str, PerImage], *arguments: Any) -> Mapping[str, PerImage] | None:
-        """Return outputs whose graph may give gradients before the backward pass: the outputs themselves."""
-        return outputs
+        """Return outputs whose graph may give gradients before the backward pass: the outputs themselves.
+
+        None if the weights are sharded: a backward pass of another kind would leave its gradients with the step's.
+        """
+        return outputs if self.heads is not None else None
 
     def backward(self, loss: Tensor) -> None:
         loss.backward()
 
     def step(self) -> float:
         """Clip and take the step, unless the norm of all gradients, which is returned, is non-finite."""
-        norm = float(nn.utils.clip_grad_norm_(self.parameters, self.max_norm))
+        own = [self.twins[p] for p in self.parameters]
+        norm = float(nn.utils.clip_grad_norm_(own, self.max_norm))
         if math.isfinite(norm):
             self.adamw.step()
         self.adamw.zero_grad()
         return norm
 
-    def collect(self) -> None:
-        """Bring the weights in `paths` up to date: they always are."""
-
     def moments(self, parameter: nn.Parameter) -> dict[str, Tensor]:
-        """Return AdamW's state of a parameter; empty before the first step."""
-        state = self.adamw.state.get(parameter, {})
+        """Return AdamW's complete state of a parameter; empty before the first step. Every process must call this."""
+        state = self.adamw.state.get(self.twins[parameter], {})
         # bitsandbytes' parameters share their tables of values, which no file of tensors may hold twice
-        return {k: v.clone() if k.startswith("qmap") else v for k, v in state.items()}
+        return {k: v.clone() if k.startswith("qmap") else self._gathered(v) for k, v in state.items()}
 
     def set_moments(self, moments: Mapping[nn.Parameter, Mapping[str, Tensor]]) -> None:
-        """Restore AdamW's state."""
+        """Restore AdamW's state, as far as this process has it."""
         for parameter, state in moments.items():
             own = {k: v.to(self.device, copy=True) if torch.is_tensor(v) else v for k, v in state.items()}
-            self.adamw.state[parameter] = own
+            self.adamw.state[self.twins[parameter]] = own
 
     def close(self) -> None:
         """Release what belongs to the training: DDP's hooks on the parameters."""
         if self.module is not self.paths:
             self.module = self.paths
             gc.collect()
-
-
-@contextmanager
-def collected(replica: Any, paths: Paths) -> Iterator[VisionLanguageModel]:
-    """Around a block that generates with the student of a sharded training: it is complete, in float32.
-
-    So no process waits inside the block for another one's longer answers.
-    """
-    replica.collect()
-    try:
-        yield paths.student.to(replica.device)
-    finally:
-        paths.student.cpu()
 
 
 def make_optimizer(groups: list[dict[str, Any]], stage: Stage) -> Optimizer:

@@ -7,21 +7,19 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from torch.nn.functional import pad
 
 from switchkd_cli import registry
 from switchkd_cli.engine.batch import Batch
 from switchkd_cli.engine.data.conversation import Examples, Mixture, Variants
-from switchkd_cli.engine.training.chunked import ChunkedObjective
 from switchkd_cli.engine.training.data_loader import grouped_order, lengths_and_images, mixed_order, visit_order
-from switchkd_cli.engine.training.objective import LossInputs, Normalizers, Objective
+from switchkd_cli.engine.training.figures import Figure, measure
 from switchkd_cli.engine.training.trainer import Trainer
 from switchkd_cli.recipe.schema import Stage
 
 Read = Callable[[Examples | Variants, Sequence[int]], Mapping[str, Tensor]]
 """From n rows to what mixers read of them, by name: sums over the answers' tokens, [n] or [n, W], and their number, `tokens`."""
 
-SKETCH = 512  # numbers that stand for a distribution over the vocabulary
+OF_ROUNDS = ("tokens", "weights", "count")  # what a rule may read that is no figure
 
 
 @dataclass
@@ -134,41 +132,18 @@ def scored_rows(stage: Stage, steps: int) -> int:
     return steps * stage.batch * mixer.variants * (mixer.candidates + mixer.again)
 
 
-@torch.no_grad()
 def row_sums(trainer: Trainer, names: Iterable[str], batch: Batch) -> dict[str, Tensor]:
     """Return what mixers read of a batch's examples, by name: see `Read`. The weights are as they are."""
     replica, keep = trainer.replica, batch.predicting_in_all("answer")
-    wanted, sums = {*names, "tokens"}, dict[str, Tensor]()
-
-    def add(logits: Mapping[str, Tensor], batch: Batch, mask: Tensor) -> None:
-        """Add up, by example, the values at the positions of a chunk: as matrix products, whose order is fixed."""
-        read, own = batch.read_by("student", mask)
-        member = own.nonzero()[:, 0] == torch.arange(len(own), device=own.device)[:, None]
-        student, teacher = (logits[path].float().log_softmax(-1) for path in ("student", "teacher"))
-        targets = read.targets[own][:, None]
-        values = {
-            "tokens": torch.ones_like(student[:, 0]),
-            "student_loss": -student.gather(1, targets)[:, 0],
-            "teacher_loss": -teacher.gather(1, targets)[:, 0],
-            "divergence": (teacher.exp() * (teacher - student)).sum(-1),
-            "confidence": (teacher.exp() + student.exp()).amax(-1) / 2,
-            "teacher_distribution": sketched(teacher.exp()),
-        }
-        for name in wanted & values.keys():
-            sums[name] = sums.get(name, 0) + member.double() @ values[name].double()
-
-    nothing = Objective((), trainer.paths.tokens)
-    objective = ChunkedObjective(nothing, dense=replica.heads is None, also=("student", "teacher"))
-    outputs = replica(batch, objective.outputs, keep)
-    objective(LossInputs(outputs, replica.heads, batch, keep, Normalizers({})), add)
-    return {name: of.cpu() for name, of in sums.items()}
+    figures = [_figure(name) for name in names if name not in OF_ROUNDS]
+    found = measure(figures, replica, batch, keep, replica.heads)
+    row = batch.predicting("answer").nonzero()[:, 0]
+    member = (row == torch.arange(len(keep), device=row.device)[:, None]).double()
+    sums = {name: member @ values.double() for name, values in found.items()}  # such a product adds up in one order
+    return {name: of.cpu() for name, of in {"tokens": member.sum(1), **sums}.items()}
 
 
-def sketched(distributions: Tensor) -> Tensor:
-    """Return [n, V] as [n, SKETCH], with about the same Euclidean distances: entries are added up with random signs.
-
-    Squared distances are right in the mean over the signs (a count sketch), and exact where V is no larger than SKETCH.
-    """
-    size = distributions.shape[1]
-    signs = 2 * torch.randint(2, (size,), generator=torch.Generator().manual_seed(0)) - 1
-    return pad(distributions * signs.to(distributions), (0, -size % SKETCH)).unflatten(1, (-1, SKETCH)).sum(1)
+def _figure(argument: str) -> Figure:
+    """Return the figure that a rule's argument names: `student_loss`, of a path, or `divergence`, of student and teacher."""
+    path, _, name = argument.rpartition("_")
+    return Figure(name=argument, loss=name, of=path or "student")

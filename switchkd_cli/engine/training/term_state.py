@@ -21,8 +21,7 @@ class TermStates:
 
     def __init__(self, stage: Stage, device: torch.device) -> None:
         self.terms, self.device = stage.objective, device
-        self.signatures = {term.name: registry.signature("loss", term.loss) for term in self.terms}
-        self.of_losses = {name: State() for name, of in self.signatures.items() if "state" in of.positional}
+        self.of_losses = {term.name: State() for term in self.terms if "state" in term.signature.positional}
         learned = {term.name: term.weight for term in self.terms if isinstance(term.weight, Learned)}
         self.learned = {name: torch.tensor(-math.log(of.learned), dtype=torch.float64) for name, of in learned.items()}
         self.rates = [of.lr or stage.lr for of in learned.values()]
@@ -70,7 +69,7 @@ class TermStates:
             added: dict[str, Tensor] = {}
             for name, value in (pair for of_process in sums for pair in of_process.get(term.name, {}).items()):
                 added[name] = added.get(name, 0) + value.to(self.device)
-            defaults = {name: of.default for name, of in self.signatures[term.name].keywords.items()}
+            defaults = {name: of.default for name, of in term.signature.keywords.items()}
             parameters = defaults | getattr(loss, "keywords", {}) | term.parameters
             update = getattr(loss, "func", loss).update
             state |= update(state, added, losses[term.name], progress, **parameters)

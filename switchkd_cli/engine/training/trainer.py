@@ -16,8 +16,7 @@ from switchkd_cli.engine.models.low_rank import add_adapters
 from switchkd_cli.engine.paths import Paths
 from switchkd_cli.engine.teacher_states import TeacherStates
 from switchkd_cli.engine.training.chunked import ChunkedObjective, compare_with_dense
-from switchkd_cli.engine.training.data_loader import micro_batch_size
-from switchkd_cli.engine.training.diagnostics import Diagnostics, average, gradient_norms_by_term, with_shares
+from switchkd_cli.engine.training.diagnostics import Diagnostics, average, gradient_norms_by_term
 from switchkd_cli.engine.training.objective import LossInputs, Objective
 from switchkd_cli.engine.training.optimizer import TorchReplica, make_schedule
 from switchkd_cli.engine.training.processes import ALONE, Processes
@@ -59,7 +58,7 @@ class Trainer:
     ) -> None:
         self.stage, self.steps, self.paths = stage, steps, paths
         self.precision, self.processes, self.deepspeed, self.launcher = precision, processes, deepspeed, launcher
-        self.seed, self.micro_batch = seed, micro_batch_size(stage, processes.count)
+        self.seed, self.micro_batch = seed, stage.micro_batch_of(processes.count)
         self.objective = Objective(stage.objective, paths.tokens, stage.means)
         self.states = TermStates(stage, processes.device)
         if stage.lora is not None:
@@ -99,7 +98,7 @@ class Trainer:
             self.replica = FsdpReplica(paths, groups, self.processes, stage, self.precision)
         else:
             unused = "student" not in self.objective.outputs
-            self.replica = TorchReplica(paths, groups, self.processes, stage, self.precision, find_unused=unused)
+            self.replica = TorchReplica(paths, groups, self.processes, stage, self.precision, unused=unused)
         self.loss = ChunkedObjective(self.objective, dense=self.replica.heads is None)
         self.schedule = make_schedule(self.replica.adamw, stage, self.steps)
 
@@ -115,9 +114,9 @@ class Trainer:
         mixture = f"{self.seed}/{self.stage.name}/{self.schedule.last_epoch}"
         group = [replace(batch.to(self.replica.device), mixture=mixture) for batch in group]
         progress = self.progress
-        normalizers = self.objective.normalizers(group, progress, self.processes.sum)
+        counts = self.objective.counts(group, self.processes.sum)
         weighted = [term for term in self.stage.objective if term.weight]
-        self.compared = {term.name for term in weighted if normalizers.counts[self.objective.counted(term)]}
+        self.compared = {term.name for term in weighted if counts[self.objective.counted(term)]}
         factor = self.schedule.lr_lambdas[0](self.schedule.last_epoch)
         rates, weights, states = self._learning_rates(factor), self.states.weights(progress), self.states.adding()
         losses: dict[str, float] = {}
@@ -128,8 +127,8 @@ class Trainer:
             with self.replica.micro_batch(last=last):
                 keep = self.objective.keep(batch)
                 outputs = self.replica(batch, self.loss.outputs, keep)
-                kept = self.states.of_losses
-                inputs = LossInputs(outputs, self.replica.heads, batch, keep, normalizers, weights, kept)
+                given = outputs, self.replica.heads, batch, keep, counts, progress, weights
+                inputs = LossInputs(*given, self.states.of_losses)
                 if checked and batch is group[0] and inputs.heads is not None:
                     diagnostics = compare_with_dense(self.objective, inputs)
                 of_logits = Diagnostics(self.stage.objective) if diagnosed and last else None
@@ -141,7 +140,7 @@ class Trainer:
                     losses[f"loss/{name}"] = losses.get(f"loss/{name}", 0.0) + value
                 if of_logits and not non_finite:
                     diagnostics |= self._gradient_norms(inputs) | of_logits.figures()
-                # processes' gradients are averaged; the normalizers have divided by all of them already
+                # processes' gradients are averaged; the counts are those of all of them already
                 loss = loss * self.processes.count
                 self.replica.backward(loss * math.nan if broken else loss)  # no step is taken on NaN
         sums = {name: state.sums for name, state in states.items()}
@@ -155,11 +154,11 @@ class Trainer:
         with warnings.catch_warnings():  # a first step that changes no weight would cause one
             warnings.filterwarnings("ignore", message="Detected call of `lr_scheduler.step")
             self.schedule.step()
-        # the normalizers have divided every process's part by the positions of all
+        # every process's part was divided by the positions of all
         figures = {**rates, **{name: sum(each[name] for each in of_losses) for name in losses}, "grad_norm": norm}
         values = {term.name: figures[f"loss/{term.name}"] for term in self.stage.objective}
         figures["loss"] = self.states.total(values, weights)
-        figures |= self.objective.aligned(normalizers) | {f"weight/{name}": of for name, of in weights.items()}
+        figures |= self.objective.aligned(counts) | {f"weight/{name}": of for name, of in weights.items()}
         if not non_finite:
             self.states.update(values, self.compared, of_sums, progress, factor)
         return figures | ({} if non_finite else average(of_diagnostics, positions)), non_finite
@@ -203,8 +202,8 @@ class Trainer:
         outputs = self.replica.outputs_to_probe(inputs.outputs, inputs.batch, self.loss.outputs, inputs.keep)
         if outputs is None:
             return {}
-        probed = {part: [self.replica.twins.get(p, p) for p in own] for part, own in self.parts.items()}
-        return with_shares(gradient_norms_by_term(self.loss.weighted_terms(inputs._replace(outputs=outputs)), probed))
+        probed = {part: [self.replica.twins[p] for p in own] for part, own in self.parts.items()}
+        return gradient_norms_by_term(self.loss.weighted_terms(inputs._replace(outputs=outputs)), probed)
 
     def state_dict(self) -> dict[str, Any]:
         """Return the trained weights by name, and AdamW's and the schedule's state. Every process must call this.

@@ -8,12 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from switchkd_cli import registry
-from switchkd_cli.engine.batch import Batch, ImageInput
-from switchkd_cli.engine.lm_head import positions
-from switchkd_cli.engine.losses.cross_entropy import cross_entropy
-from switchkd_cli.engine.paths import Paths
+from switchkd_cli.engine.batch import PREFERRED, Batch, ImageInput
 from switchkd_cli.engine.training.diagnostics import SHARE
+from switchkd_cli.engine.training.figures import Figure, measure
 from switchkd_cli.engine.training.trainer import Trainer
 from switchkd_cli.errors import UserError
 from switchkd_cli.recipe.schema import Stage
@@ -38,7 +35,7 @@ def check_images(stages: Sequence[Stage], has_images: Mapping[str, bool]) -> Non
     for stage in (stage for stage in stages if not any(has_images.get(name, True) for name in stage.trained_on)):
         parts = [part for part in stage.train if part != "language"]
         # without an image there is nothing to compare of what an image gives
-        of_images = {t.name for t in stage.objective if registry.signature("loss", t.loss).of_images}
+        of_images = {t.name for t in stage.objective if t.signature.of_images}
         across = {name for name, path in stage.readings.items() if len(path.models) > 1 or path.images != "given"}
         needing_image = [t for t in stage.objective if t.on == "image" or t.name in of_images or across & t.paths]
         terms = [term.name for term in needing_image if term.weight]
@@ -48,6 +45,17 @@ def check_images(stages: Sequence[Stage], has_images: Mapping[str, bool]) -> Non
         hints += [remedy(stage, parts, terms)] if needing else []
     if problems:
         raise UserError(problems, hint="; ".join(hints))
+
+
+def check_pairs(stages: Sequence[Stage], has_pairs: Mapping[str, bool]) -> None:
+    """Raise UserError for terms on preferences, in stages whose data have none. `has_pairs` says of each data set whether it has."""
+    problems = []
+    for stage in (stage for stage in stages if not any(has_pairs.get(name, True) for name in stage.trained_on)):
+        terms = [f"{term.name} is on: {term.on}" for term in stage.objective if term.on in PREFERRED and term.weight]
+        none = f"and no row of {', '.join(stage.trained_on)} has a preferred answer and a rejected one"
+        problems += [f"stages.{stage.name}.objective.{term}, {none}" for term in terms]
+    if problems:
+        raise UserError(problems, hint="train on rows with preferences (docs/data.md), or leave `on` out")
 
 
 def remedy(stage: Stage, parts: Collection[str], terms: Collection[str]) -> str:
@@ -110,9 +118,9 @@ class TrainingWarnings:
             shares = {" ".join(name.split("/")[1:-1]): means[name] for name in means if name.endswith(f"/{way}")}
             if above := ", ".join(f"{leader} {share:.0%}" for leader, share in shares.items() if share > CLAMPED):
                 yield f"k {way}", f"effective k sits at {bound}, not at the knee: {above} of the positions"
-        for figure, reached in means.items():
-            if figure.startswith(SHARE) and reached < STARVED:
-                of_term, slower = figure.removeprefix(SHARE), f"stages.{self.stage.name}.lr_scale='{{adapter: 0.1}}'"
+        for name, reached in means.items():
+            if name.startswith(SHARE) and reached < STARVED:
+                of_term, slower = name.removeprefix(SHARE), f"stages.{self.stage.name}.lr_scale='{{adapter: 0.1}}'"
                 cure = f"slow the adapter ({slower}), or leave it out of train"
                 told = f"{reached:.2g} of {of_term}'s gradient reaches the vision tower: {cure}"
                 yield f"adapter and {of_term}", told
@@ -147,29 +155,27 @@ def look(trainer: Trainer, group: Sequence[Batch]) -> tuple[dict[str, float], st
     Every process must call this. No random number is drawn: the teacher is in eval mode; its cached states aren't used.
     """
     device, bf16 = trainer.replica.device, trainer.precision == "bf16"
+    figures, paths = [Figure(loss="loss", of="teacher")], trainer.paths
     sums = torch.zeros(5, dtype=torch.float64)
     seen: dict[str, ImageInput] = {}
+
+    def uncached(batch: Batch, names: Collection[str], keep: Tensor) -> dict[str, Tensor]:
+        return {"teacher.hidden": paths.teacher_hidden_states(batch, keep)}
+
     pictured = trainer.processes.gather(any(each.images for each in group))
     together = any(pictured) and len(pictured) > 1  # a sharded teacher's passes are those of all processes
     for batch in (each.reading("teacher").to(device) for each in group if each.images or together):
         keep = batch.predicting("answer") & batch.has_image[:, None]
         other, exchanged = batch.with_other_images(seen)
         with torch.autocast(device.type, torch.bfloat16, enabled=bf16):
-            losses = [_loss(trainer.paths, each, keep) for each in (batch, batch.with_blank_images(), other)]
+            shown = batch, batch.with_blank_images(), other
+            losses = [measure(figures, uncached, each, keep, paths.heads())["loss"].sum().item() for each in shown]
         sums += torch.tensor([*losses, int(keep.sum()), int(keep[exchanged].sum())], dtype=torch.float64)
     *losses, count, compared = trainer.processes.sum(sums).tolist()
     if not count:
         return None
     own, blank, other = means = [loss / count for loss in losses]
     sees = own <= (1 - LEAST) * blank and (not compared or own <= (1 - LEAST * compared / count) * other)
-    figures = dict(zip(SHOWN, means if compared else means[:2], strict=False))
-    told = ", ".join(f"{value:.3g} nats {SHOWN[name]}" for name, value in figures.items())
-    return figures, "" if sees else f"the teacher may not see: its loss on the answers is {told}: {CHECK}"
-
-
-def _loss(paths: Paths, batch: Batch, keep: Tensor) -> float:
-    """Return the sum of the teacher's cross-entropy at the positions of `keep`; logits of one chunk exist at a time."""
-    heads, hidden = paths.heads(), paths.teacher_hidden_states(batch, keep)
-    size = positions(heads.columns["teacher"], keep.device.type)
-    chunks = zip(hidden.split(size), batch.targets[keep].split(size), strict=True)
-    return sum(cross_entropy(ids, heads("teacher", states)).sum().item() for states, ids in chunks)
+    found = dict(zip(SHOWN, means if compared else means[:2], strict=False))
+    told = ", ".join(f"{value:.3g} nats {SHOWN[name]}" for name, value in found.items())
+    return found, "" if sees else f"the teacher may not see: its loss on the answers is {told}: {CHECK}"

@@ -16,18 +16,20 @@ from switchkd_cli.engine.data.conversation import Conversations, Examples, Mixtu
 from switchkd_cli.engine.data.rows import Fault, Rows
 from switchkd_cli.engine.training.checkpointing import random_state, set_random_state
 from switchkd_cli.engine.training.chunked import ChunkedObjective
-from switchkd_cli.engine.training.data_loader import order
-from switchkd_cli.engine.training.objective import LossInputs, Normalizers
+from switchkd_cli.engine.training.data_loader import order, rows_of_process
+from switchkd_cli.engine.training.figures import Figure
+from switchkd_cli.engine.training.objective import LossInputs, Objective
 from switchkd_cli.engine.training.trainer import Trainer
 from switchkd_cli.errors import UserError
 from switchkd_cli.recipe.schema import HIGHER, VALIDATION, Stage, Validation
 from switchkd_cli.report.grouping import grouped
 
 LARGEST = 0.1  # share of a data set that is held out for a mixer
+EXACT_MATCH = f"{VALIDATION}exact_match"
 SEED = 0  # draws the examples, whatever the seed of the run
 
 Sums = Mapping[str, tuple[float, int]]
-"""By figure: its sum over positions, images or answers, and their number."""
+"""By term: its sum over positions, images or answers, and their number."""
 
 
 def split(stage: Stage, data: Mapping[str, Conversations]) -> tuple[Examples, Conversations | None]:
@@ -100,8 +102,10 @@ class Validator:
     def __init__(self, spec: Validation, data: Conversations, trainer: Trainer) -> None:
         self.spec, self.data, self.trainer = spec, data, trainer
         alike = trainer.stage.needs_teacher and trainer.paths.tokens is None
-        self.compared = {"student", "teacher"} if alike else {"student"}
-        self.loss = ChunkedObjective(trainer.objective, dense=trainer.replica.heads is None, also=self.compared)
+        agreement = [Figure(name=f"{VALIDATION}agreement", loss="agreement")] if alike else []
+        terms = [*trainer.objective.terms, *agreement, Figure(name=EXACT_MATCH, loss="right")]
+        self.objective = Objective(terms, trainer.objective.tokens, trainer.objective.means)
+        self.loss = ChunkedObjective(self.objective, dense=trainer.replica.heads is None)
         self.best = math.inf  # of the monitored figure, negative where the highest is best
         self.waited = 0  # validations since then
 
@@ -149,9 +153,9 @@ class Validator:
     def _batches(self, filler: Batch, unusable: list[Unusable]) -> Iterator[tuple[Batch, bool]]:
         """Yield this process's batches, and whether each counts; as many in every process, as they compute together."""
         count, size = self.trainer.processes.count, self.trainer.micro_batch
-        mine = self.data.chosen[self.trainer.processes.rank :: count]
+        mine = rows_of_process(self.data.chosen, size, self.trainer.processes.rank, count)
         pad_token = self.trainer.paths.student.inputs.tokenizer.pad_token_id
-        for first in range(0, math.ceil(len(self.data) / count), size):
+        for first in range(0, math.ceil(len(self.data) / (size * count)) * size, size):
             examples = []
             for row in mine[first : first + size]:
                 try:
@@ -162,34 +166,24 @@ class Validator:
 
     def _sums(self, batch: Batch, counts: bool) -> Sums:
         """Return a batch's part of each figure; nothing of one that doesn't count (`counts`)."""
-        trainer, objective, replica = self.trainer, self.trainer.objective, self.trainer.replica
+        trainer, objective, replica = self.trainer, self.objective, self.trainer.replica
         batch = batch.to(replica.device)
-        answers = batch.predicting("answer")
-        keep = objective.keep(batch) | batch.predicting_in_all("answer")
-        right, agreed = torch.zeros_like(answers), torch.zeros_like(answers)
+        keep, answers = objective.keep(batch), batch.predicting("answer")
+        right: list[Tensor] = []
 
-        def compare(logits: Mapping[str, Tensor], batch: Batch, mask: Tensor) -> None:
-            first = {}
-            for path in self.compared:
-                read, own = batch.read_by(path, mask)
-                first[path] = logits[path].argmax(-1)[read.predicting("answer")[own]]
-            here = answers & batch.read_by("student", mask)[1]
-            right[here] = first["student"] == batch.targets[here]
-            if "teacher" in first:
-                agreed[here] = first["student"] == first["teacher"]
+        def note(name: str, values: Tensor, rows: Tensor, weights: Tensor | None) -> None:
+            if name == EXACT_MATCH:
+                right.append(values.bool())
 
         outputs = replica(batch, self.loss.outputs, keep)
-        number = objective.normalizers([batch]).counts
-        whole = Normalizers(dict.fromkeys(number, torch.ones(())), trainer.progress)
+        number = objective.counts([batch])
+        given = outputs, replica.heads, batch, keep, dict.fromkeys(number, torch.ones(())), trainer.progress
         kept = trainer.states.weights(trainer.progress), trainer.states.of_losses
-        _, parts = self.loss(LossInputs(outputs, replica.heads, batch, keep, whole, *kept), compare)
+        _, parts = self.loss(LossInputs(*given, *kept), on_values=note)
         if not counts:
             return {}
-        of_terms = {term.name: int(number[objective.counted(term)]) for term in objective.terms}
-        sums = {f"loss/{name}": (parts[name].item(), count) for name, count in of_terms.items()}
-        if "teacher" in self.compared:
-            sums["agreement"] = int(agreed.sum()), int(answers.sum())
-        return {**sums, "exact_match": whole_answers(answers, right)}
+        sums = {term.name: (parts[term.name].item(), int(number[objective.counted(term)])) for term in objective.terms}
+        return {**sums, EXACT_MATCH: whole_answers(answers, answers.masked_scatter(answers, torch.cat(right)))}
 
     def _means(self, batches: Sequence[Sums]) -> dict[str, float]:
         """Return the figures over all batches, in whatever order they come."""
@@ -199,9 +193,10 @@ class Validator:
             if number := sum(numbers):
                 means[name] = math.fsum(values) / number if all(map(math.isfinite, values)) else math.nan
         states, progress = self.trainer.states, self.trainer.progress
-        terms = {name.removeprefix("loss/"): value for name, value in means.items() if name.startswith("loss/")}
-        loss = {"loss": states.total(terms, states.weights(progress))} if terms else {}
-        return {VALIDATION + name: value for name, value in (loss | means).items()}
+        losses = {name: of for name, of in means.items() if not name.startswith(VALIDATION)}
+        of_terms = {f"{VALIDATION}loss/{name}": means.pop(name) for name in losses}
+        total = {f"{VALIDATION}loss": states.total(losses, states.weights(progress))} if losses else {}
+        return total | of_terms | means
 
 
 def whole_answers(answers: Tensor, right: Tensor) -> tuple[int, int]:

@@ -4,7 +4,7 @@ import math
 import os
 import warnings
 from collections.abc import Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import contextmanager
 from typing import Any
 
 import deepspeed
@@ -15,10 +15,8 @@ from torch import Tensor, nn
 
 from switchkd_cli.engine.batch import PerImage
 from switchkd_cli.engine.lm_head import Heads
-from switchkd_cli.engine.models.vision_language_model import VisionLanguageModel
 from switchkd_cli.engine.paths import Paths
-from switchkd_cli.engine.training.data_loader import micro_batch_size
-from switchkd_cli.engine.training.optimizer import Groups, collected, make_optimizer
+from switchkd_cli.engine.training.optimizer import Groups, Replica
 from switchkd_cli.engine.training.processes import Processes, backend
 from switchkd_cli.recipe.schema import DeepSpeed, Stage
 
@@ -27,7 +25,7 @@ MOMENTS = ("exp_avg", "exp_avg_sq")
 
 def deepspeed_config(stage: Stage, deepspeed: DeepSpeed, precision: str, processes: Processes) -> dict[str, Any]:
     """Return DeepSpeed's configuration of a stage. No field that changes the numbers is left to its default."""
-    micro_batch = micro_batch_size(stage, processes.count)
+    micro_batch = stage.micro_batch_of(processes.count)
     on_host = {"device": "cpu", "pin_memory": processes.device.type == "cuda"}
     zero: dict[str, Any] = {"stage": deepspeed.zero}
     if deepspeed.offload != "none":
@@ -50,26 +48,21 @@ def deepspeed_config(stage: Stage, deepspeed: DeepSpeed, precision: str, process
     return config
 
 
-class ZeroReplica:
-    """A copy of `paths` that DeepSpeed shards; `paths` itself stays complete, in float32, on the CPU.
+class ZeroReplica(Replica):
+    """DeepSpeed shards a copy; the `whole` paths stay on the CPU, in float32.
 
-    `collect` brings it up to date. Frozen weights in it never change: they stay as they were read, whatever the
-    training's precision. The teacher is not one of DeepSpeed's modules.
+    Frozen weights in them never change: they stay as they were read, whatever the training's precision. The teacher is
+    not one of DeepSpeed's modules.
     """
 
     def __init__(
-        self, paths: Paths, groups: Groups, processes: Processes, stage: Stage, config: Mapping[str, Any]
+        self, whole: Paths, groups: Groups, processes: Processes, stage: Stage, config: Mapping[str, Any]
     ) -> None:
         _prepare_deepspeed(processes)
-        self.processes, self.device = processes, processes.device
-        for model in paths.frozen.values():  # complete in each process, in the dtype of the student's products
-            model.to(self.device, torch.bfloat16 if config["bf16"]["enabled"] else torch.float32)
-        self.whole, self.paths = paths, paths.twin()
-        # what is computed with in a parameter's place
-        self.twins = dict(zip(paths.parameters(), self.paths.parameters(), strict=True))
-        self.parameters = [p for group in groups for p in group["params"]]
-        own = [{**group, "params": [self.twins[p] for p in group["params"]]} for group in groups]
-        self.adamw = make_optimizer(own, stage)
+        for model in whole.frozen.values():  # complete in each process, in the dtype of the student's products
+            model.to(processes.device, torch.bfloat16 if config["bf16"]["enabled"] else torch.float32)
+        super().__init__(whole, whole.twin(), groups, processes, stage)
+        self.processes = processes
         self.complete = config["zero_optimization"]["stage"] < 3  # each process has all weights
         self.steps = 0.0  # taken by AdamW
         given = {"model": self.paths, "optimizer": self.adamw, "config": dict(config)}
@@ -78,8 +71,7 @@ class ZeroReplica:
 
     @property
     def heads(self) -> Heads | None:
-        """As `TorchReplica.heads`; None if each process has only a part of the weights."""
-        return self.paths.heads() if self.complete else None
+        return super().heads if self.complete else None
 
     @contextmanager
     def micro_batch(self, *, last: bool) -> Iterator[None]:
@@ -91,10 +83,6 @@ class ZeroReplica:
 
     def __call__(self, *arguments: Any) -> dict[str, PerImage]:
         return self.engine(*arguments)
-
-    def complete_student(self) -> AbstractContextManager[VisionLanguageModel]:
-        """As `TorchReplica.complete_student`."""
-        return nullcontext(self.paths.student) if self.complete else collected(self, self.whole)
 
     def outputs_to_probe(self, outputs: Mapping[str, PerImage], *arguments: Any) -> Mapping[str, PerImage] | None:
         """Return outputs whose graph may give gradients before the backward pass.
@@ -114,11 +102,8 @@ class ZeroReplica:
         self.steps += math.isfinite(norm)
         return norm
 
-    @torch.no_grad()
-    def collect(self) -> None:
-        """Bring the weights in `paths` up to date. Every process must call this."""
-        for parameter in self.parameters:
-            parameter.copy_(safe_get_full_fp32_param(self.twins[parameter]))
+    def _gathered(self, value: Tensor) -> Tensor:
+        return safe_get_full_fp32_param(value)
 
     def moments(self, parameter: nn.Parameter) -> dict[str, Tensor]:
         """Return AdamW's complete state of a parameter, in the first process; empty before the first step.

@@ -46,7 +46,7 @@ def chapter(recipe: RecipeRuns, figures: Sequence[Block]) -> Document:
         **{title: list(_gains(recipe, columns, answers, kind)) for kind, title in CONTROL_KINDS.items()},
         "By kind of answer": [_answer_kinds(recipe, columns)],
         "Gain, fidelity and cost": [_costs(recipe, columns)],
-        "Eyes or reader": [_eyes_or_reader(recipe)],
+        "Eyes or reader": list(_eyes_or_reader(recipe)),
         "Figures": figures or [Text("None: the lines at the top of the report say why.")],
         "Diagnostics": [Points(tuple(warned)) if warned else Text("No run gave a warning.")],
         "Notes": [Points(tuple(_notes(recipe, columns, answers)))],
@@ -150,14 +150,17 @@ def _costs(recipe: RecipeRuns, columns: Columns) -> Table:
     return Table.of(recipe.rows, shown, caption=caption)
 
 
-def _eyes_or_reader(recipe: RecipeRuns) -> Block:
+def _eyes_or_reader(recipe: RecipeRuns) -> Iterator[Block]:
     """What each part of the student lacks, and what it sees."""
     measured = [of for run in recipe.runs if (of := run.results.get("eyes_or_reader"))]
     if not measured:
-        return Text(CAPTIONS["no eyes or reader"])
+        yield Text(CAPTIONS["no eyes or reader"])
+        return
     data = "; ".join(dict.fromkeys(map(footnotes.measured_on, measured)))
     shown: list[Column] = [("row", "title"), *MEASURED["accuracies"], *MEASURED["eyes_or_reader"]]
-    return Table.of(recipe.rows, shown, caption=CAPTIONS["eyes or reader"].format(data=data))
+    yield Table.of(recipe.rows, shown, caption=CAPTIONS["eyes or reader"].format(data=data))
+    if any(of.get("grounding") for of in measured):
+        yield Table.of(recipe.rows, [("row", "title"), *MEASURED["grounding"]], caption=CAPTIONS["grounding"])
 
 
 def _mean(score: Score) -> Callable[[RowRuns], Number | None]:

@@ -63,7 +63,8 @@ class ScoredRun:
     def measured(self) -> dict[str, Any]:
         """What its last stage took, and how it compares with the teacher, by the names of texts.yaml."""
         fidelity, eyes = (self.results.get(about) or {} for about in ("fidelity", "eyes_or_reader"))
-        return {"seconds": self.seconds, "gib": self.gib, **fidelity, **eyes, **eyes.get("accuracy", {})}
+        parts = {**eyes.get("accuracy", {}), **eyes.get("grounding", {})}
+        return {"seconds": self.seconds, "gib": self.gib, **fidelity, **eyes, **parts}
 
     @property
     def is_run(self) -> bool:

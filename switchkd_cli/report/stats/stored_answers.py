@@ -151,9 +151,13 @@ METRICS: dict[str, Callable[[Sequence[AnswerLine]], Units]] = {"mme": _pairs, "p
 
 
 def readable(lines: Sequence[AnswerLine]) -> bool:
-    """Whether there are lines, and each has an answer, one text as the right one, and a score of its own, 0 to 1."""
+    """Whether there are lines, and each has an answer, one text as the right one, and a score of its own, 0 to 1.
+
+    A score that is a rank among `nats` is none of the answer.
+    """
     texts = all(isinstance(line.get(field), str) for line in lines for field in ("answer", "target"))
-    return bool(lines) and texts and all(line["score"] is not None and 0 <= line["score"] <= 1 for line in lines)
+    scored = all(line["score"] is not None and 0 <= line["score"] <= 1 and "nats" not in line for line in lines)
+    return bool(lines) and texts and scored
 
 
 def reread(reader: Reader, line: AnswerLine, *, counted: bool = False) -> AnswerLine:

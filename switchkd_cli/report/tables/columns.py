@@ -55,7 +55,7 @@ class Columns:
     def averaged(self) -> list[str]:
         """The tasks that the average is of: the paper's, or where none of these is shown the metrics of one's own rows."""
         of_paper = [task for task in self.tasks if task in TEN]
-        return of_paper or [task for task in self.tasks if task in ROW_METRICS]
+        return of_paper or [task for task in self.tasks if task in ROW_METRICS and BENCHMARKS[task].in_points]
 
     @property
     def counted_tasks(self) -> list[str]:

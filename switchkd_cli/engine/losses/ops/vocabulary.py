@@ -68,8 +68,6 @@ def kl(log_p: Tensor, log_q: Tensor) -> Tensor:
     return (log_p.exp() * (log_p - log_q)).sum(-1)
 
 
-def mix(log_p: Tensor, log_q: Tensor, name: str, share: float) -> Tensor:
-    """Return log(share p + (1 - share) q). Raises ValueError, naming the share, unless it lies between 0 and 1."""
-    if not 0 < share < 1:
-        raise ValueError(f"{name} must lie between 0 and 1, got {share}")
+def mix(log_p: Tensor, log_q: Tensor, share: float) -> Tensor:
+    """Return log(share p + (1 - share) q), for a share between 0 and 1."""
     return torch.logaddexp(log_p + log(share), log_q + log(1 - share))
