@@ -353,7 +353,7 @@ class ToyFamily:
         made.total, made.trainable = count_parameters(self.skeleton(config))
         made.features, made.any_size, made.padded = 16, False, False
         made.vision, made.language = SimpleNamespace(**tower), SimpleNamespace(**heads | inner)
-        made.projector = SimpleNamespace(**matrices, places=8, tokens=8, width=width, convolution=0)
+        made.projector = SimpleNamespace(**matrices, places=8, tokens=8, width=width, convolution=0, frozen=0)
         return made
 
 
