@@ -10,7 +10,7 @@ from switchkd_cli.engine.evaluation.generate import GreedyModel
 from switchkd_cli.engine.paths import Paths
 from switchkd_cli.engine.training.loop import Loop
 from switchkd_cli.engine.training.own_answers import Sampled, answer_spans, gets_own, prompts
-from switchkd_cli.recipe.schema import Stage
+from switchkd_cli.recipe.schema import BUILT_IN, PathSpec, Stage
 from tests.support import tiny
 
 CE = {"name": "ce", "loss": "cross_entropy"}
@@ -206,4 +206,25 @@ def test_a_teacher_with_other_visual_tokens_reads_the_same_answers(tmp_path):
         assert ours == theirs and example.own and example.others[OF_TEACHER].own
         labels = [each.labels[~each.image].tolist() for each in (example, example.others[OF_TEACHER])]
         assert labels[0] == labels[1]
+    of.run()
+
+
+def test_a_reader_that_is_told_the_right_answer_reads_the_students_own_one_behind_it(tmp_path):
+    """OPSD: the prompt keeps the data's answer."""
+    student, told = tiny.model(seed=1), {"model": "before", "prompt": "Think of {answer}. {question}"}
+    known = BUILT_IN | {"told": PathSpec.model_validate(told)}
+    paths = Paths(student, None, len(student.inputs.tokenizer), known=known)
+    data = tiny.conversations(student, tmp_path).with_teacher(student.inputs, readers=("told",), prompt=told["prompt"])
+    settings = {"name": "distill", "data": "rows", "train": ["language"], "lr": 1e-3, "batch": 4, "steps": 2}
+    objective = [{"name": "told", "loss": "forward_kl", "to": "told", "answers": "own"}]
+    stage = Stage.model_validate(settings | {"objective": objective, "answers": ALL_OWN})
+    stage._known = known
+    of = Loop(stage, paths, data, seed=3, precision="fp32", log=print)
+    given = {data[i].id: data[i] for i in range(4)}
+    for example in answered(of)[0]:
+        (reading,) = example.others.values()
+        text, row = student.inputs.tokenizer.decode(reading.input_ids), next(r for r in data.rows if r.id == example.id)
+        assert all(f"Think of {right}. {question}" in text for question, right in row.exchanges)
+        answers = [each.labels[each.labels != IGNORE].tolist() for each in (example, reading, given[example.id])]
+        assert answers[0] == answers[1] != answers[2]
     of.run()
