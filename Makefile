@@ -1,6 +1,7 @@
 # make quickstart    a first distillation, from nothing to a table (installs on the first call)
-# make reproduce     the paper's tables in the embedded world, five seeds, then the report in reports/playground:
-#                    about six hours on two cores (estimated); once stopped, the same command goes on
+# make reproduce     the paper's tables in the embedded world, and rows at equal compute next to them, five seeds, then the
+#                    report in reports/playground: about seven hours on two cores (estimated); once stopped, the same command goes on
+#   UNLIKE=1         also students with another tokenizer or encoder, whose parts it trains first: two hours more
 #   QUICK=1          one seed and the key rows of four tables, at most 20 minutes; it says what it leaves out
 #   WORLD=paper      the paper's own models and data, on GPUs: docs/recipes.md has what is needed, and the hours
 #   TABLES="loss knee" ROWS=dbild,bild SEEDS=3 JOBS=4     some tables or rows, other seeds, more at the same time
@@ -61,8 +62,14 @@ RUNS ?= runs
 else
 ifndef TABLES
 TABLES := components loss training-scheme table1-0.5b \
-	$(if $(QUICK),,table1-1.5b teacher-size knee visual-encoder weights methods/losses)
-LEFT_OUT := align-kd: its models have the stand-ins of table1-1.5b here, it would say nothing new
+	$(if $(QUICK),,table1-1.5b teacher-size knee visual-encoder weights methods/losses equal-compute mechanisms)
+LEFT_OUT := align-kd: its models have the stand-ins of table1-1.5b here, it would say nothing new\
+	$(if $(QUICK)$(UNLIKE),,; unlike-encoder, unlike-tokenizer: their parts are trained first (UNLIKE=1))
+# These have parts of their own, no stand-ins.
+ifdef UNLIKE
+PAIRS := unlike-encoder unlike-tokenizer
+PARTS := runs/tower/narrow/seed0/model runs/language_bpe/small/seed0/model
+endif
 endif
 ifdef QUICK
 ifndef ROWS
@@ -81,7 +88,7 @@ HOW = $(CHANGES) $(IN_WORLD) --out $(RUNS) --seeds $(SEEDS) $(if $(ROWS),--rows 
 
 # A row that fails takes neither the others nor the report with it: the exit code tells of it at the end.
 # In the paper's world align-kd needs a teacher that a row of its own trains first, where its recipe looks for it.
-reproduce: $(INSTALLED)
+reproduce: $(INSTALLED) $(PARTS)
 	@echo "tables: $(strip $(TABLES)); seeds: $(SEEDS)"
 	@$(if $(LEFT_OUT),echo "left out: $(LEFT_OUT)")
 	@$(if $(LEFT_OUT_BY_QUICK),echo "left out by QUICK=1: $(LEFT_OUT_BY_QUICK)")
@@ -90,9 +97,20 @@ reproduce: $(INSTALLED)
 		{ code=$$?; [ $$code -ne 130 ] || exit 130; tables="$(filter-out align-kd,$(TABLES))"; };)) \
 	$(BIN)/switchkd ablate $$tables $(strip $(HOW)) || code=$$?; \
 	[ $$code -ne 130 ] || exit 130; \
+	$(if $(PAIRS),$(BIN)/switchkd ablate $(PAIRS) $(filter-out $(IN_WORLD),$(HOW)) || code=$$?; [ $$code -ne 130 ] || exit 130;) \
 	$(BIN)/switchkd compare $$tables $(IN_WORLD) --out $(RUNS) --report $(REPORT) || { was=$$?; [ $$code -ne 0 ] || code=$$was; }; \
+	$(if $(PAIRS),$(BIN)/switchkd compare $(PAIRS) --out $(RUNS) --report $(REPORT)-unlike || code=$$?;) \
 	[ $$code -eq 0 ] || echo "not everything was done, see above: the same command goes on from here" >&2; \
 	exit $$code
+
+runs/tower/%/seed0/model: | $(INSTALLED)
+	$(BIN)/switchkd pretrain recipes/playground/tower.yaml --row $*
+
+runs/language_bpe/small/seed0/model: | runs/tower/tower/seed0/model
+	$(BIN)/python -m scripts.playground_rows recipes/playground/reader_bpe.yaml
+	$(BIN)/python -m scripts.playground_rows recipes/playground/language_bpe.yaml
+	$(BIN)/switchkd pretrain recipes/playground/reader_bpe.yaml
+	$(BIN)/switchkd pretrain recipes/playground/language_bpe.yaml
 
 bench: $(INSTALLED)
 	$(BIN)/python -m scripts.bench $(LEVELS) $(if $(QUICK),--quick) --out $(BENCH)

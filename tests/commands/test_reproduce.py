@@ -10,7 +10,8 @@ import pytest
 from switchkd_cli.recipe.load import load_many
 from switchkd_cli.scheduler.pool import unique_jobs
 
-NOT_THE_PAPERS = {"equal-compute", "mechanisms", "quickstart", "unlike-encoder", "unlike-tokenizer"}
+OURS = {"equal-compute", "mechanisms"}
+UNLIKE = ["unlike-encoder", "unlike-tokenizer"]
 ROOT = Path(__file__).resolve().parents[2]
 SWITCHKD = """\
 #!/bin/sh
@@ -50,9 +51,9 @@ def option(line, name):
 
 
 def tables():
-    """What `make reproduce` is of: the paper's tables, and the methods that its tables are compared with."""
+    """The paper's tables, and the methods that they are compared with."""
     files = (ROOT / "recipes").glob("*.yaml")
-    return {file.stem.replace("_", "-") for file in files} - NOT_THE_PAPERS | {"methods/losses"}
+    return {file.stem.replace("_", "-") for file in files} - {"quickstart", *OURS, *UNLIKE} | {"methods/losses"}
 
 
 def recipes(line):
@@ -74,11 +75,28 @@ def test_all_tables_of_the_embedded_world_with_five_seeds_then_the_report(make):
     assert "left out: align-kd" in said
 
 
-def test_every_recipe_of_the_paper_is_in_or_said_to_be_left_out(make):
+def test_every_recipe_is_in_or_said_to_be_left_out(make):
     _, (ablate, _), said = make()
-    files = tables()
-    out = said.split("left out: ")[1].split(":")[0].split(", ")
-    assert sorted([*recipes(ablate), *out]) == sorted(files)
+    why = said.split("left out: ")[1].splitlines()[0].split("; ")
+    out = [name for reason in why for name in reason.split(":")[0].split(", ")]
+    assert sorted([*recipes(ablate), *out]) == sorted([*tables(), *OURS, *UNLIKE])
+
+
+def test_unlike_pairs_have_their_parts_trained_first_and_no_stand_ins(make, tmp_path):
+    (tmp_path / "runs/tower/narrow/seed0/model").mkdir(parents=True)
+    (tmp_path / "runs/language_bpe/small/seed0/model").mkdir(parents=True)
+    (tmp_path / "runs/tower/tower/seed0/model").mkdir(parents=True)
+    code, (ablate, unlike, compare, compare_unlike), said = make("UNLIKE=1")
+    assert code == 0 and "unlike" not in said.split("left out: ")[1].splitlines()[0]
+    assert recipes(unlike) == recipes(compare_unlike) == UNLIKE
+    assert "--world" in ablate + compare and "--world" not in unlike + compare_unlike
+    assert option(unlike, "--seeds") == "5" and option(compare_unlike, "--report") == "reports/playground-unlike"
+    shutil.rmtree(tmp_path / "runs/tower")
+    _, (*parts, _, _, _, _), _ = make("UNLIKE=1")
+    assert [line.partition("recipes/playground/")[2] for line in parts] == [
+        "tower.yaml --row narrow",
+        "tower.yaml --row tower",
+    ]
 
 
 def test_quick_is_one_seed_of_rows_that_exist_and_fit_into_twenty_minutes(make):
