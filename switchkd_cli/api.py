@@ -46,7 +46,8 @@ def pretrain(recipe: PathLike, *changes: str, **options: Any) -> Path:
     `changes` are overrides such as "stages.distill.lr=1e-4"; `options` are fields of `TrainOptions`: row, seed, world, out,
     resume, overwrite, tracker.
     """
-    (folder,) = training.train(_options(TrainOptions, recipe=str(recipe), overrides=changes, **options), leading=True)
+    asked = _options(TrainOptions, recipe=str(recipe), overrides=changes, **options)
+    (folder,) = training.run_all(training.one_row(asked, leading=True))
     return folder.model
 
 
@@ -56,7 +57,7 @@ def distill(recipe: PathLike, *changes: str, **options: Any) -> pandas.DataFrame
     `options` are those of `pretrain`, and jobs: how many runs train at the same time.
     """
     asked = _options(DistillOptions, recipe=str(recipe), overrides=changes, **options)
-    return _frame(*comparing.with_scores(training.train(asked, asked.jobs), asked.out))
+    return _frame(*comparing.with_scores(training.run_all(training.one_row(asked, asked.jobs)), asked.out))
 
 
 def ablate(recipes: PathLike | Sequence[PathLike], *changes: str, **options: Any) -> pandas.DataFrame:
@@ -66,7 +67,7 @@ def ablate(recipes: PathLike | Sequence[PathLike], *changes: str, **options: Any
     """
     names = [recipes] if isinstance(recipes, str | Path) else recipes
     asked = _options(AblateOptions, recipes=[*map(str, names), *changes], **options)
-    return _frame(*comparing.with_scores(training.ablate(asked), asked.out))
+    return _frame(*comparing.with_scores(training.run_all(training.rows_and_seeds(asked)), asked.out))
 
 
 def evaluate(model: PathLike, benchmarks: list[str] | None = None, **options: Any) -> pandas.DataFrame:

@@ -45,9 +45,9 @@ def command(example: str, **settings: Any) -> Callable[[Callable[..., None]], Ca
 @command("pretrain recipes/quickstart.yaml stages.pretrain.steps=100")
 def pretrain(options: options.TrainOptions) -> None:
     """Train the leading stages that need no teacher, and stop."""
-    from switchkd_cli.commands.train import train
+    from switchkd_cli.commands.train import one_row, run_all
 
-    train(options, leading=True)
+    run_all(one_row(options, leading=True))
 
 
 @command("distill recipes/quickstart.yaml stages.distill.lr=1e-4 --seed 1")
@@ -56,9 +56,9 @@ def distill(options: options.DistillOptions) -> None:
 
     Ends with a table: teacher, rows, gain, each benchmark.
     """
-    from switchkd_cli.commands.train import train
+    from switchkd_cli.commands.train import one_row, run_all
 
-    train(options, options.jobs)
+    run_all(one_row(options, options.jobs))
 
 
 @command(
@@ -71,9 +71,9 @@ def ablate(options: options.AblateOptions) -> None:
     Finished runs are skipped; runs and stages that several recipes share are trained once. A failed run is reported,
     and the others continue.
     """
-    from switchkd_cli.commands.train import ablate
+    from switchkd_cli.commands.train import rows_and_seeds, run_all
 
-    ablate(options)
+    run_all(rows_and_seeds(options))
 
 
 @command("eval --benchmarks mme,pope,gqa", name="eval")

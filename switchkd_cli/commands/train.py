@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import NamedTuple
 
 from switchkd_cli.commands.dry_run import show_plans
 from switchkd_cli.commands.options import AblateOptions, TrainOptions, comma_separated
@@ -21,13 +22,23 @@ from switchkd_cli.scheduler.run_options import RunOptions
 from switchkd_cli.terminal import console
 
 
-def train(options: TrainOptions, jobs: int = 1, *, leading: bool = False) -> list[RunFolder]:
-    """Train a row and its controls, or with `leading` only the row's stages before the first that needs a teacher.
+class Asked(NamedTuple):
+    """The runs of each recipe, and how they are to be run.
 
-    Returns the folders of the finished runs: none from a dry run, and from all processes but the first.
+    In a `matrix` each run is the job of a worker process, and a failure ends that run alone; else it ends the command.
+    """
 
-    With --resume, the recipe may also be a run's folder, or None: the run that was interrupted last. All runs are checked
-    before the first one starts; the first failure ends the command.
+    tables: Mapping[Path, Sequence[Run]]
+    options: RunOptions
+    config: LaunchConfig | None
+    jobs: int
+    matrix: bool
+
+
+def one_row(options: TrainOptions, jobs: int = 1, *, leading: bool = False) -> Asked:
+    """Read what pretrain and distill ask: a row and its controls, or with `leading` the row's stages before the first with a teacher.
+
+    With --resume, the recipe may also be a run's folder, or None: the run that was interrupted last.
     """
     config, recipe, overrides = options.launch_config(), options.recipe, options.changes(options.overrides)
     if options.resume and (folder := _interrupted(recipe, overrides, options.out)) is not None:
@@ -40,7 +51,7 @@ def train(options: TrainOptions, jobs: int = 1, *, leading: bool = False) -> lis
         planned = load_rows(file, [options.row], overrides, options.seed, options.world, controls=not leading)
         if leading:
             planned = [planned[0].leading()]
-    return _run({file: planned}, options, config, jobs=jobs, matrix=False)
+    return Asked({file: planned}, options, config, jobs, matrix=False)
 
 
 def _interrupted(name: str | None, overrides: Sequence[str], root: Path) -> RunFolder | None:
@@ -58,11 +69,8 @@ def _interrupted(name: str | None, overrides: Sequence[str], root: Path) -> RunF
     return folder
 
 
-def ablate(options: AblateOptions) -> list[RunFolder]:
-    """Run the rows of recipes over several seeds, as one matrix of runs, then print a table per recipe.
-
-    Returns the folders of the finished runs, in the order of the tables.
-    """
+def rows_and_seeds(options: AblateOptions) -> Asked:
+    """Read what ablate asks: the rows of recipes over several seeds, as one matrix of runs."""
     config, words = options.launch_config(), options.changes(options.recipes)
     row_names = comma_separated(options.rows)
     if row_names is not None and not row_names:
@@ -73,16 +81,16 @@ def ablate(options: AblateOptions) -> list[RunFolder]:
         raise UserError("ablate: names no recipe", hint=f"switchkd ablate components {' '.join(words)}")
     tables = load_many(names, row_names, changes, options.seeds, options.seed, options.world)
     jobs = options.jobs or (min(2, cores()) if config is None else 1)
-    return _run(tables, options, config, jobs=jobs, matrix=True)
+    return Asked(tables, options, config, jobs, matrix=True)
 
 
-def _run(
-    tables: Mapping[Path, Sequence[Run]], options: RunOptions, config: LaunchConfig | None, *, jobs: int, matrix: bool
-) -> list[RunFolder]:
-    """Plan, or train and score, the runs of each recipe, then print its table. Returns the folders of the finished runs.
+def run_all(asked: Asked) -> list[RunFolder]:
+    """Plan, or train and score, the runs of each recipe, then print its table.
 
-    In a `matrix` each run is the job of a worker process, and a failure ends that run alone; else it ends the command.
+    Returns the folders of the finished runs, in the order of the tables: none from a dry run, and from all processes but the
+    first. All runs are checked before the first one starts.
     """
+    tables, options, config, jobs, matrix = asked
     planned = [run for runs in tables.values() for run in runs]
     if options.dry_run:
         first = [run for runs in tables.values() for run in runs if run.seed == runs[0].seed]

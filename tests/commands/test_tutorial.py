@@ -45,14 +45,14 @@ def test_every_command_of_the_tutorial_runs(tmp_path):
         program, *words = shlex.split(content)
         if program == "switchkd":
             done = forked.switchkd(*words, cwd=tmp_path, first=forked.workers)
-            assert done.end() == 0, (content, done.text)
+            assert done.end() == 0, f"{content}\n{done.text}"
             printed[content] = done.out
             continue
         environment = {**os.environ, "PATH": path, "PYTHONPATH": str(ROOT)}
         done = subprocess.run(
             content, shell=True, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False
         )
-        assert done.returncode == 0, (content, done.stdout, done.stderr)
+        assert done.returncode == 0, f"{content}\n{done.stdout}\n{done.stderr}"
         printed[content] = done.stdout
     assert "300 rows" in printed["switchkd distill mine.yaml --dry-run"]
     assert "gain: Switch-KD minus SFT" in printed["switchkd distill mine.yaml"]

@@ -312,8 +312,8 @@ def test_wrong_requests_are_reported_together(tmp_path):
     at = f"{file}:5: data.captions.parameters"
     assert [problem for problem in error.value.problems if problem.startswith(at)] == [
         f"{at}.kind: must be one of captions, questions, instructions, preferences, got 'riddles'",
-        f"{at}.split: must be one of train, validation, test, hard, unseen, got 'dev'",
         f"{at}.pictures: must be greater than 0, got 0",
+        f"{at}.split: must be one of train, validation, test, hard, unseen, got 'dev'",
         f"{at}.turns: must be greater than 0, got -1",
     ]
 

@@ -135,7 +135,11 @@ def test_a_teacher_that_does_not_see_is_reported(case, fault):
     assert f"{figures['blank_images']:.3g} nats with blank ones" in warning and "image processor" in warning
 
 
-def test_a_teacher_that_sees_is_not(case):
+@pytest.mark.parametrize("told", [False, True])
+def test_a_teacher_that_sees_is_not(case, told):
+    if told:  # a path that reads the answer in its question, in addition to the plain ones
+        more = {"readers": ("told",), "prompt": "{answer}. {question}"}
+        case.data = case.data.with_teacher(case.student.inputs, **more)
     figures, warning = case.look()
     assert not warning
     assert figures["images"] < 0.9 * min(figures["blank_images"], figures["other_images"])

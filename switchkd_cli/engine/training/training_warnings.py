@@ -2,6 +2,7 @@
 
 from collections import deque
 from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import replace
 from statistics import fmean
 from typing import Any
 
@@ -164,7 +165,8 @@ def look(trainer: Trainer, group: Sequence[Batch]) -> tuple[dict[str, float], st
 
     pictured = trainer.processes.gather(any(each.images for each in group))
     together = any(pictured) and len(pictured) > 1  # a sharded teacher's passes are those of all processes
-    for batch in (each.reading("teacher").to(device) for each in group if each.images or together):
+    alone = (replace(each.reading("teacher"), others={}) for each in group if each.images or together)
+    for batch in (each.to(device) for each in alone):
         keep = batch.predicting("answer") & batch.has_image[:, None]
         other, exchanged = batch.with_other_images(seen)
         with torch.autocast(device.type, torch.bfloat16, enabled=bf16):
