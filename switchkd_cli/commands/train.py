@@ -22,7 +22,7 @@ from switchkd_cli.scheduler.run_options import RunOptions
 from switchkd_cli.terminal import console
 
 
-class Asked(NamedTuple):
+class RunRequest(NamedTuple):
     """The runs of each recipe, and how they are to be run.
 
     In a `matrix` each run is the job of a worker process, and a failure ends that run alone; else it ends the command.
@@ -35,7 +35,7 @@ class Asked(NamedTuple):
     matrix: bool
 
 
-def one_row(options: TrainOptions, jobs: int = 1, *, leading: bool = False) -> Asked:
+def one_row(options: TrainOptions, jobs: int = 1, *, leading: bool = False) -> RunRequest:
     """Read what pretrain and distill ask: a row and its controls, or with `leading` the row's stages before the first with a teacher.
 
     With --resume, the recipe may also be a run's folder, or None: the run that was interrupted last.
@@ -51,7 +51,7 @@ def one_row(options: TrainOptions, jobs: int = 1, *, leading: bool = False) -> A
         planned = load_rows(file, [options.row], overrides, options.seed, options.world, controls=not leading)
         if leading:
             planned = [planned[0].leading()]
-    return Asked({file: planned}, options, config, jobs, matrix=False)
+    return RunRequest({file: planned}, options, config, jobs, matrix=False)
 
 
 def _interrupted(name: str | None, overrides: Sequence[str], root: Path) -> RunFolder | None:
@@ -69,7 +69,7 @@ def _interrupted(name: str | None, overrides: Sequence[str], root: Path) -> RunF
     return folder
 
 
-def rows_and_seeds(options: AblateOptions) -> Asked:
+def rows_and_seeds(options: AblateOptions) -> RunRequest:
     """Read what ablate asks: the rows of recipes over several seeds, as one matrix of runs."""
     config, words = options.launch_config(), options.changes(options.recipes)
     row_names = comma_separated(options.rows)
@@ -81,16 +81,16 @@ def rows_and_seeds(options: AblateOptions) -> Asked:
         raise UserError("ablate: names no recipe", hint=f"switchkd ablate components {' '.join(words)}")
     tables = load_many(names, row_names, changes, options.seeds, options.seed, options.world)
     jobs = options.jobs or (min(2, cores()) if config is None else 1)
-    return Asked(tables, options, config, jobs, matrix=True)
+    return RunRequest(tables, options, config, jobs, matrix=True)
 
 
-def run_all(asked: Asked) -> list[RunFolder]:
+def run_all(request: RunRequest) -> list[RunFolder]:
     """Plan, or train and score, the runs of each recipe, then print its table.
 
     Returns the folders of the finished runs, in the order of the tables: none from a dry run, and from all processes but the
     first. All runs are checked before the first one starts.
     """
-    tables, options, config, jobs, matrix = asked
+    tables, options, config, jobs, matrix = request
     planned = [run for runs in tables.values() for run in runs]
     if options.dry_run:
         first = [run for runs in tables.values() for run in runs if run.seed == runs[0].seed]

@@ -52,13 +52,14 @@ def unharmed(tmp_path_factory):
     """The recipe, the folder of a run that nothing happened to, and its number of operations on the disk.
 
     No answer is ever right, so its validation ends the last stage at step 8 of 12; its checkpoints are written meanwhile.
-    Of the terms it has one without a teacher and the one that trains an adapter, which a checkpoint has to hold too.
+    Of the terms it has the labels', one that reads the student's own answers, and the one that trains an adapter, which a
+    checkpoint has to hold too.
     """
     place = tmp_path_factory.mktemp("unharmed")
     parameters = {"file": str(place / "rows.json"), "images": str(place)}
     rows = {"rows": parameters, "others": parameters | {"limit": 3}}
     validation = {"data": "others", "every_steps": 2, "patience": 3, "monitor": "validation/exact_match"}
-    terms = [term for term in tiny_run.DISTILL if term["name"] in ("ce", "features")]
+    terms = [term for term in tiny_run.DISTILL if term["name"] in ("ce", "align", "features")]
     recipe = tiny_run.write(
         place,
         data={name: {"source": "llava_json", "parameters": each} for name, each in rows.items()},

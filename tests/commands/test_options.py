@@ -47,7 +47,8 @@ def test_every_shared_option_is_in_the_help_under_its_title(command):
 @pytest.mark.parametrize("name", ["--rdzv-endpoint", "--meet"])
 def test_options_reach_the_command_as_one_object(monkeypatch, name):
     calls = []
-    monkeypatch.setattr(train, "train", lambda *arguments: calls.append(arguments))
+    monkeypatch.setattr(train, "one_row", lambda *arguments: calls.append(arguments))
+    monkeypatch.setattr(train, "run_all", lambda request: None)
     invoke("distill", "r.yaml", "a=1", "--check", "--jobs", 3, "--gpus", 8, "--nodes", 2, name, "a:1", "--seed", 4)
     ((options, jobs),) = calls
     assert (jobs, options.changes(options.overrides)) == (3, ["a=1", "check=true"])
@@ -57,7 +58,8 @@ def test_options_reach_the_command_as_one_object(monkeypatch, name):
 
 def test_without_options_the_command_has_their_defaults(monkeypatch):
     calls = []
-    monkeypatch.setattr(train, "train", lambda options, leading: calls.append((options, leading)))
+    monkeypatch.setattr(train, "one_row", lambda options, leading: calls.append((options, leading)))
+    monkeypatch.setattr(train, "run_all", lambda request: None)
     invoke("pretrain")
     assert calls == [(TrainOptions(), True)]
 
