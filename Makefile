@@ -63,8 +63,8 @@ else
 ifndef TABLES
 TABLES := components loss training-scheme table1-0.5b \
 	$(if $(QUICK),,table1-1.5b teacher-size knee visual-encoder weights methods/losses equal-compute mechanisms)
-LEFT_OUT := align-kd: its models have the stand-ins of table1-1.5b here, it would say nothing new\
-	$(if $(QUICK)$(UNLIKE),,; unlike-encoder, unlike-tokenizer: their parts are trained first (UNLIKE=1))
+LEFT_OUT := align-kd: its models have the stand-ins of table1-1.5b here, it would say nothing new$(if $(UNLIKE),,; \
+	unlike-encoder, unlike-tokenizer: their parts are trained first (UNLIKE=1))
 # These have parts of their own, no stand-ins.
 ifdef UNLIKE
 PAIRS := unlike-encoder unlike-tokenizer
@@ -75,7 +75,7 @@ ifdef QUICK
 ifndef ROWS
 ROWS := switch-kd,align,vsd,sft-frozen,sft,sft-compute,dbild,forward-kl,pt-dft,pt-sft,pt-sft-frozen
 LEFT_OUT_BY_QUICK := four of five seeds, so that no gain can be told from chance; table1-1.5b, teacher-size, knee, \
-	visual-encoder, weights, methods/losses; of loss all but DBiLD, forward KL and SFT; the rows align-frozen, dpt-dft, dpt-sft and pt-sft-compute
+	visual-encoder, weights, methods/losses, equal-compute, mechanisms; of loss all but DBiLD, forward KL and SFT; the rows align-frozen, dpt-dft, dpt-sft and pt-sft-compute
 endif
 endif
 IN_WORLD := --world $(WORLD)
