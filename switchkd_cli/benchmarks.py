@@ -86,7 +86,7 @@ class Benchmark:
     @property
     def in_points(self) -> bool:
         """Whether its score is 0..100 here, as the ten's and those of one's own rows; other numbers are lmms-eval's own."""
-        return not self.stock or self.task in ROW_METRICS.keys() - {EXPOSURE}
+        return not self.stock or self.task in IN_POINTS
 
     @property
     def digits(self) -> int:
@@ -107,11 +107,12 @@ ROW_METRICS: Mapping[str, str] = {f"{OWN_ROWS}.{metric}": rule for metric, rule 
 """Benchmarks of a user's own rows (`evaluation.data`), one a metric, and how an answer is compared with the row's."""
 EXPOSURE = f"{OWN_ROWS}.exposure"
 """The one among them that is not in points but in bits, and the lower the better."""
+IN_POINTS = ROW_METRICS.keys() - {EXPOSURE}
 
 
 class _Benchmarks(dict[str, Benchmark]):
     def __missing__(self, task: str) -> Benchmark:
-        scale = "100 x the mean of the rows" if task in ROW_METRICS.keys() - {EXPOSURE} else "its own number"
+        scale = "100 x the mean of the rows" if task in IN_POINTS else "its own number"
         return Benchmark(task, task, scale=scale, judge=ROW_METRICS.get(task, "stock rule"), stock=True)
 
 

@@ -406,7 +406,7 @@ def _evaluation(recipe: Recipe) -> Iterator[Problem]:
     if recipe.evaluation is None:
         return
     yield from ((("evaluation", *path), problem) for path, problem in check_evaluation(recipe.evaluation))
-    # A model that is scored is asked questions in the template of its last stage.
+    # A scored model gets its questions in the template of its last stage.
     last = next((name for stage in recipe.stages[-1:] for name in stage.trained_on), "")
     template = recipe.data[last].template if last in recipe.data else None
     if registry.TEMPLATES.get(template or "", {}).get("questions") is False:

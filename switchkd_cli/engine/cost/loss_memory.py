@@ -31,8 +31,7 @@ def bytes_per_logit(terms: Sequence[Term], number: int, vocabulary: int) -> floa
     `number`: bytes of a logit. The smaller a vocabulary, the larger the share of it in front of a knee; above COLUMNS the
     figure is that of COLUMNS, and rather high. None where the losses can't be computed on the example.
     """
-    kinds = {term.loss: {kind for _, kind in term.signature.reads} for term in terms}
-    of_logits = [term for term in terms if "logits" in kinds[term.loss]]
+    of_logits = [term for term in terms if "logits" in term.kinds]
     described = tuple(term.model_dump_json() for term in of_logits)
     return _measured(described, number, min(vocabulary, COLUMNS)) if described else 0.0
 

@@ -293,7 +293,7 @@ def _advice(stage: Stage, of: StageEstimate, machine: Machine, state: float) -> 
 
 def _compared_positions(stage: Stage) -> str:
     """Return the widest kind of position at which a term of the stage compares logits or hidden states."""
-    terms = [t for t in stage.objective if not registry.signature("loss", t.loss).of_images]
+    terms = [t for t in stage.objective if not t.signature.of_images]
     # two answers are no more than all text
     kinds = {POSITIONS.index("text" if term.on in PREFERRED else term.on) for term in terms} or {0}
     # image tokens and some of the text: no more than everything

@@ -218,8 +218,7 @@ class Conversations(Dataset[Example]):
 
     def text_example(self, index: int) -> Example:
         """Return the row's example with images of the usual size, without opening its own. Raises Fault."""
-        row = self.rows[index]
-        return self._read_by_all(row, None)
+        return self._read_by_all(self.rows[index], None)
 
     def _read_by_all(self, row: Row, opened: Sequence[Image] | None) -> Example:
         """Return the row's example, and as `others` read it. `opened`: its images; None: usual ones stand for them.

@@ -45,7 +45,7 @@ class Item:
     answer: str = ""
     at_limit: bool = False  # the answer was truncated at `limit`, before its end
     too_long: bool = False  # prompt and answer need more positions than the model has
-    nats: float = 0.0  # the right answer's cross-entropy, where it is asked for
+    nats: float = 0.0  # the right answer's cross-entropy, which exposure needs
 
     @classmethod
     def of(cls, request: Instance, task_dict: dict, tasks: dict[str, Any], playground: bool = False) -> "Item":

@@ -7,6 +7,7 @@ import gc
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from importlib import import_module
 from typing import Any
 from unittest.mock import patch
 
@@ -169,7 +170,8 @@ def make_schedule(optimizer: Optimizer, stage: Stage, steps: int) -> LambdaLR:
     try:
         # where it is installed, transformers imports peft with its schedules, and that torch's compiler: a second
         with patch("transformers.utils.is_peft_available", lambda: False):
-            make = registry.resolve("schedule", stage.schedule)
+            import_module("transformers.optimization")
+        make = registry.resolve("schedule", stage.schedule)
         schedule = make(optimizer, **{k: v for k, v in given.items() if k in taken}, **stage.schedule_parameters)
         factors = [schedule.lr_lambdas[0](step) for step in {0, *given.values(), steps // 2}]
         if not all(math.isfinite(factor) and factor >= 0 for factor in factors):

@@ -127,8 +127,8 @@ class Trainer:
             with self.replica.micro_batch(last=last):
                 keep = self.objective.keep(batch)
                 outputs = self.replica(batch, self.loss.outputs, keep)
-                given = outputs, self.replica.heads, batch, keep, counts, progress, weights
-                inputs = LossInputs(*given, self.states.of_losses)
+                heads, kept = self.replica.heads, self.states.of_losses
+                inputs = LossInputs(outputs, heads, batch, keep, counts, progress, weights, kept)
                 if checked and batch is group[0] and inputs.heads is not None:
                     diagnostics = compare_with_dense(self.objective, inputs)
                 of_logits = Diagnostics(self.stage.objective) if diagnosed and last else None

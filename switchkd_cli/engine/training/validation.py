@@ -177,9 +177,10 @@ class Validator:
 
         outputs = replica(batch, self.loss.outputs, keep)
         number = objective.counts([batch])
-        given = outputs, replica.heads, batch, keep, dict.fromkeys(number, torch.ones(())), trainer.progress
-        kept = trainer.states.weights(trainer.progress), trainer.states.of_losses
-        _, parts = self.loss(LossInputs(*given, *kept), on_values=note)
+        by_one, progress, states = dict.fromkeys(number, torch.ones(())), trainer.progress, trainer.states
+        kept = states.weights(progress), states.of_losses
+        inputs = LossInputs(outputs, replica.heads, batch, keep, by_one, progress, *kept)
+        _, parts = self.loss(inputs, on_values=note)
         if not counts:
             return {}
         sums = {term.name: (parts[term.name].item(), int(number[objective.counted(term)])) for term in objective.terms}
