@@ -15,9 +15,12 @@ from switchkd_cli.scheduler.run_options import RunOptions
 from tests.support.shipped_recipes import FILES, PLAYGROUND, RECIPES, made_by_others, widened, write_few_rows
 
 IN_PLAYGROUND = (
+    "candidates.yaml",
     "equal_compute.yaml",
     "mechanisms.yaml",
+    "ours.yaml",
     "quickstart.yaml",
+    "real_vocabulary.yaml",
     "unlike_encoder.yaml",
     "unlike_tokenizer.yaml",
 )
@@ -136,8 +139,9 @@ def test_the_commands_of_its_header_run_what_they_say(file):
     """Rows and worlds that are there; the first command needs nothing that another would have to make, but what `Needs` names."""
     for number, (command, recipe, *options) in enumerate(commands(file)):
         assert file == RECIPES.parent / recipe
+        options = [word for word in options if "=" not in word]  # overrides
         said = dict(zip(options[::2], options[1::2], strict=True))
-        assert set(said) <= {"--row", "--rows", "--seeds", "--world", "--jobs"}
+        assert set(said) <= {"--row", "--rows", "--seed", "--seeds", "--world", "--jobs"}
         if command == "ablate":
             rows = said["--rows"].split(",") if "--rows" in said else None
             runs = load_rows(file, rows, world=said.get("--world"))
@@ -241,7 +245,8 @@ def test_two_steps_of_each_row(file, root):
     for run in different.values():
         folder = launch.run_one(run, RunOptions(out=root))
         resolved = yaml_positions.read(folder.recipe.read_text(), "recipe.yaml")
-        replaced = not own and (file in PAPER or file.parent.name == "families" or bool(made_by_others(file)))
+        fetched = file in PAPER or file.parent.name == "families" or file.name == "real_vocabulary.yaml"
+        replaced = not own and (fetched or bool(made_by_others(file)))
         assert resolved["world"] == ("playground" if replaced else None)
         assert (folder.path.parents[1].name == f"{file.stem}@playground") is replaced
         assert folder.info()["status"] == "finished" and (folder.model / "config.json").is_file()

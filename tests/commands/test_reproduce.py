@@ -12,6 +12,7 @@ from switchkd_cli.recipe.load import load_many
 from switchkd_cli.scheduler.pool import unique_jobs
 
 OURS = {"equal-compute", "mechanisms"}
+OTHERS = {"ours", "quickstart", "candidates", "real-vocabulary"}
 UNLIKE = ["unlike-encoder", "unlike-tokenizer"]
 ROOT = Path(__file__).resolve().parents[2]
 SWITCHKD = """\
@@ -54,7 +55,7 @@ def option(line, name):
 def tables():
     """The paper's tables, and the methods that they are compared with."""
     files = (ROOT / "recipes").glob("*.yaml")
-    return {file.stem.replace("_", "-") for file in files} - {"quickstart", *OURS, *UNLIKE} | {"methods/losses"}
+    return {file.stem.replace("_", "-") for file in files} - {*OTHERS, *OURS, *UNLIKE} | {"methods/losses"}
 
 
 def recipes(line):
@@ -62,10 +63,11 @@ def recipes(line):
 
 
 def test_all_tables_of_the_embedded_world_with_five_seeds_then_the_report(make):
-    code, (ablate, compare), said = make()
+    code, (ablate, ours, compare), said = make()
     assert code == 0
     assert ablate.startswith("ablate ") and compare.startswith("compare ")
-    assert recipes(ablate) == recipes(compare)
+    assert [*recipes(ablate), "ours"] == recipes(compare)
+    assert ours == "ablate ours --out runs/reproduce --seed 11 --seeds 10"
     for line in (ablate, compare):
         assert (option(line, "--world"), option(line, "--out")) == ("playground", "runs/reproduce")
     assert option(ablate, "--seeds") == "5"
@@ -77,7 +79,7 @@ def test_all_tables_of_the_embedded_world_with_five_seeds_then_the_report(make):
 
 
 def test_every_recipe_is_in_or_said_to_be_left_out(make):
-    _, (ablate, _), said = make()
+    _, (ablate, _, _), said = make()
     why = said.split("left out: ")[1].splitlines()[0].split("; ")
     out = [name for reason in why for name in reason.split(":")[0].split(", ")]
     assert sorted([*recipes(ablate), *out]) == sorted([*tables(), *OURS, *UNLIKE])
@@ -85,7 +87,7 @@ def test_every_recipe_is_in_or_said_to_be_left_out(make):
 
 def test_quick_names_every_recipe_that_it_leaves_out(make):
     _, (ablate, _), said = make("QUICK=1")
-    left = {*tables(), *OURS, *UNLIKE}.difference(recipes(ablate))
+    left = {*tables(), *OURS, *UNLIKE, "ours"}.difference(recipes(ablate))
     told = re.split(r"[ ,;:]+", said.partition("left out: ")[2])
     assert left and left <= {*told}
 
@@ -94,13 +96,13 @@ def test_unlike_pairs_have_their_parts_trained_first_and_no_stand_ins(make, tmp_
     (tmp_path / "runs/tower/narrow/seed0/model").mkdir(parents=True)
     (tmp_path / "runs/language_bpe/small/seed0/model").mkdir(parents=True)
     (tmp_path / "runs/tower/tower/seed0/model").mkdir(parents=True)
-    code, (ablate, unlike, compare, compare_unlike), said = make("UNLIKE=1")
+    code, (ablate, _, unlike, compare, compare_unlike), said = make("UNLIKE=1")
     assert code == 0 and "unlike" not in said.split("left out: ")[1].splitlines()[0]
     assert recipes(unlike) == recipes(compare_unlike) == UNLIKE
     assert "--world" in ablate + compare and "--world" not in unlike + compare_unlike
     assert option(unlike, "--seeds") == "5" and option(compare_unlike, "--report") == "reports/playground-unlike"
     shutil.rmtree(tmp_path / "runs/tower")
-    _, (*parts, _, _, _, _), _ = make("UNLIKE=1")
+    _, (*parts, _, _, _, _, _), _ = make("UNLIKE=1")
     assert [line.partition("recipes/playground/")[2] for line in parts] == [
         "tower.yaml --row narrow",
         "tower.yaml --row tower",
@@ -131,7 +133,7 @@ def _seconds(run):
 def test_the_rows_and_tables_can_be_named(make):
     variables = ("TABLES=loss knee", "ROWS=sft,bild", "SEEDS=2", "JOBS=4", "RUNS=o", "REPORT=r", "CHANGES=a=1 b=2")
     _, (ablate, compare), said = make(*variables)
-    assert ablate == ("ablate loss knee a=1 b=2 --world playground --out o --seeds 2 --rows sft,bild --jobs 4")
+    assert ablate == "ablate loss knee --world playground a=1 b=2 --out o --rows sft,bild --jobs 4 --seeds 2"
     assert compare == "compare loss knee --world playground --out o --report r"
     assert "left out" not in said
 
@@ -140,7 +142,7 @@ def test_a_row_that_fails_takes_no_report_with_it(make, tmp_path):
     (tmp_path / "fails-ablate").write_text("1")
     code, asked, said = make()
     assert code == 2  # make's own
-    assert [line.split()[0] for line in asked] == ["ablate", "compare"]
+    assert [line.split()[0] for line in asked] == ["ablate", "ablate", "compare"]
     assert "the same command goes on from here" in said
 
 
