@@ -115,6 +115,10 @@ class RecipeFile:
         misfits: list[dict[str, str]] = []
         for name in self.rows:
             data, found = patches.patch(self.data, self.data, ("rows", name))
+            for world in mapping(at(self.data, "rows", name, "worlds")):
+                there, unfit_there = self._in_world(data, name, world)
+                found += unfit_there
+                data = there if self.world and self.world.name == world else data
             if self.world is not None:
                 data, missing = self.world.replace(data)
                 found += missing
@@ -130,6 +134,15 @@ class RecipeFile:
         if problems:
             raise UserError(sorted(dict.fromkeys(problems), key=_file_and_line))
         return tuple(self._run(name, recipes[name]) for name in wanted)
+
+    def _in_world(self, data: Any, row: str, world: str) -> tuple[Any, list[str]]:
+        """Return a row's data with what it sets in this world, and a line for each problem: checked with every world."""
+        place = ("rows", row, "worlds", world)
+        data, misfits = patches.apply(data, mapping(at(self.data, *place)))
+        found = [line(self.data, (*place, key), message) for key, message in misfits.items()]
+        if world not in (known := yaml_files("worlds")):
+            found.append(line(self.data, place, f"unknown world, got {world!r}{did_you_mean(world, known)}"))
+        return data, found
 
     def _run(self, name: str, recipe: Recipe) -> Run:
         row = recipe.rows.get(name)

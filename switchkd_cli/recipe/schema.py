@@ -746,6 +746,8 @@ class TableRow(Strict):
     """Names of terms that the row leaves out."""
     set: dict[str, Any] = {}
     """Other values, by dotted path, as in overrides on the command line: `{stages.distill.lr: 1.0e-3}`."""
+    worlds: dict[str, dict[str, Any]] = {}
+    """Further values that hold with `--world NAME` alone, by the world's name: the epochs that take another row's operations there."""
 
 
 class Recipe(Strict):

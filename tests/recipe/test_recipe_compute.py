@@ -32,6 +32,10 @@ CASES = [
     ("methods/bits", "sft-compute", "switch-kd"),
     ("methods/mixers", "kd-compute", "deltaprompts"),
 ]
+FAMILIES = [
+    (f"families/{family}", "sft-compute", "switch-kd")
+    for family in ("gemma3", "internvl3_5", "qwen2_5_vl", "qwen3_vl", "qwen3_vl_to_smolvlm2", "smolvlm2")
+]
 OVERCOUNTED = ["features", "features-10", "eyes-features", "eyes-features-kd", "kd-cached", "inherit-kd-cached"]
 OVERCOUNTED += ["inherit-align-cached"]
 LONG = ["switch-kd", "vsd", "align", "sft", "sft-frozen"]
@@ -87,13 +91,24 @@ def test_every_control_of_this_kind_is_compared():
     assert named == {(recipe, control) for recipe, control, _ in CASES}
 
 
-@pytest.mark.parametrize("recipe", IN_PLAYGROUND)
-def test_rows_in_the_playground_take_equal_operations_after_the_first_stage(recipe, tmp_path):
+def after_the_first_stage(runs, root):
+    """Operations of what follows PT, by the plan, by row."""
     machine = planned_machine(None, "fp32")
-    runs = load_rows(RECIPES / f"{recipe.partition(',')[0]}.yaml", IN_PLAYGROUND[recipe])
-    plans = {run.row: estimate_run(run, machine, tmp_path, {}).stages for run in runs}
-    costs = {
+    plans = {run.row: estimate_run(run, machine, root, {}).stages for run in runs}
+    return {
         row: sum(stage.flops * stage.steps for stage in stages if stage.name != "pretrain")
         for row, stages in plans.items()
     }
-    assert costs == {row: pytest.approx(costs[runs[0].row], rel=0.01) for row in IN_PLAYGROUND[recipe]}
+
+
+@pytest.mark.parametrize("recipe", IN_PLAYGROUND)
+def test_rows_in_the_playground_take_equal_operations_after_the_first_stage(recipe, tmp_path):
+    rows = IN_PLAYGROUND[recipe]
+    costs = after_the_first_stage(load_rows(RECIPES / f"{recipe.partition(',')[0]}.yaml", rows), tmp_path)
+    assert costs == {row: pytest.approx(costs[rows[0]], rel=0.01) for row in rows}
+
+
+@pytest.mark.parametrize(("recipe", "control", "row"), [*CASES, *FAMILIES])
+def test_the_control_costs_what_the_row_costs_with_stand_ins_too(recipe, control, row, tmp_path):
+    costs = after_the_first_stage(load_rows(RECIPES / f"{recipe}.yaml", [control, row], world="playground"), tmp_path)
+    assert costs[control] == pytest.approx(costs[row], rel=0.02)

@@ -146,3 +146,26 @@ def test_a_faulty_world_is_reported_by_line(recipe, tmp_path):
         f"{file}:6: fields.parts: missing",
         f"{file}:6: fields.prats: unknown key, got 'prats' (did you mean 'parts'?)",
     ]
+
+
+def test_a_row_may_take_other_values_in_a_world(recipe):
+    """As many epochs are equal operations for other models: only there, and in its epochs."""
+    at_its_own_size = load(recipe, "long").config.stages[1].epochs
+    text = recipe.read_text().replace("  long: {", "  long: {worlds: {toy: {stages.distill.epochs: 1.5}}, ")
+    recipe.write_text(text)
+    assert load(recipe, "long").config.stages[1].epochs == at_its_own_size == 2.5
+    assert load(recipe, "long", world="toy").config.stages[1].steps == 60
+
+
+@pytest.mark.parametrize("world", [None, "toy"])
+def test_what_a_row_sets_in_a_world_is_checked_in_every_world(recipe, world):
+    text = recipe.read_text().replace(
+        "  long: {", "  long: {worlds: {toy: {stages.distil.epochs: 1.5}, tow: {stages.distill.epochs: 1.5}}, "
+    )
+    recipe.write_text(text)
+    found = "\n".join(problems(recipe, world))
+    assert (
+        "rows.long.worlds.toy.stages.distil.epochs: no such field in stages, got 'distil' (did you mean 'distill'?)"
+        in found
+    )
+    assert "rows.long.worlds.tow: unknown world, got 'tow' (did you mean 'toy'?)" in found
