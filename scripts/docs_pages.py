@@ -12,6 +12,7 @@ SHOWN = (
     "docs/*.css",
     "docs/*.svg",
     "docs/*.ipynb",
+    "docs/results/**/*.*",
     "recipes/**/*.yaml",
     "switchkd_cli/*.yaml",
     "LICENSE",

@@ -17,9 +17,11 @@ from switchkd_cli.recipe.named_files import find
 from switchkd_cli.recipe.schema import Recipe, RowFormat
 
 ROOT = Path(__file__).parents[1]
-PAGES = sorted(path for pattern in ("*.md", "docs/*.md") for path in ROOT.glob(pattern))
+PAGES = sorted(path for pattern in ("*.md", "docs/*.md", "docs/results/*.md") for path in ROOT.glob(pattern))
 FAQ = (ROOT / "docs" / "faq.md").read_text(encoding="utf-8")
+RESULTS = (ROOT / "docs" / "results" / "README.md").read_text(encoding="utf-8")
 COMMANDS = [line for line in FAQ.replace("\\\n", "").splitlines() if re.match(r"(\w+=\S+ )?switchkd ", line)]
+REPEATED = re.findall(r"`(switchkd [^`]*)`", RESULTS)
 
 
 def test_the_page_of_fields_is_the_schemas():
@@ -59,8 +61,13 @@ def test_links_lead_somewhere(page):
         assert not anchor or anchor in anchors(target), link
 
 
-@pytest.mark.parametrize("line", COMMANDS)
-def test_a_command_of_the_faq_is_accepted(line):
+def test_each_line_of_the_results_is_one_command():
+    table = [line for line in RESULTS.splitlines() if line.startswith("|") and "`switchkd " in line or "`make " in line]
+    assert len(table) == len(REPEATED) + 1 >= 6  # and make reproduce
+
+
+@pytest.mark.parametrize("line", [*COMMANDS, *REPEATED])
+def test_a_command_of_a_page_is_accepted(line):
     words = shlex.split(re.sub(r"^\w+=\S+ ", "", line))[1:]
     name, arguments = words[0], words[1:]
     command = typer.main.get_command(app).commands[name]
