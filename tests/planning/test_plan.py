@@ -62,8 +62,9 @@ def test_published_shapes_have_the_published_parameters(size):
 @pytest.mark.slow
 @pytest.mark.parametrize("file", FILES, ids=lambda file: str(file.relative_to(RECIPES)))
 def test_every_row_of_every_recipe_has_a_complete_plan(file, away):
-    in_playground = any((RECIPES / "playground" / f"{name}.yaml").exists() for name in made_by_others(file))
-    rows = load_rows(file, world="playground" if in_playground else None)
+    made_here = any((RECIPES / "playground" / f"{name}.yaml").exists() for name in made_by_others(file))
+    made_here |= file.stem == "real_vocabulary"  # its models come from a Python package
+    rows = load_rows(file, world="playground" if made_here else None)
     write_few_rows(file)
     planned, sampled = {run_folder.folder(away, run).model: run for run in rows}, {}
     for run in rows:
