@@ -1,7 +1,7 @@
 # make quickstart    a first distillation, from nothing to a table (installs on the first call)
 # make reproduce     the paper's tables in the embedded world, and rows at equal compute next to them, five seeds; our own recipe,
-#                    ten seeds; then the report in reports/playground: about eight hours on two cores; once stopped, the same
-#                    command goes on
+#                    ten seeds; then the report in reports/playground: about eight hours on two cores (estimated); once stopped,
+#                    the same command goes on
 #   UNLIKE=1         also students with another tokenizer or encoder, whose parts it trains first: two hours more
 #   QUICK=1          one seed and the key rows of four tables, at most 20 minutes; it says what it leaves out
 #   WORLD=paper      the paper's own models and data, on GPUs: docs/recipes.md has what is needed, and the hours

@@ -138,8 +138,7 @@ class RecipeFile:
     def _in_world(self, data: Any, row: str, world: str) -> tuple[Any, list[str]]:
         """Return a row's data with what it sets in this world, and a line for each problem: checked with every world."""
         place = ("rows", row, "worlds", world)
-        data, misfits = patches.apply(data, mapping(at(self.data, *place)))
-        found = [line(self.data, (*place, key), message) for key, message in misfits.items()]
+        data, found = patches.set_from(self.data, data, place)
         if world not in (known := yaml_files("worlds")):
             found.append(line(self.data, place, f"unknown world, got {world!r}{did_you_mean(world, known)}"))
         return data, found

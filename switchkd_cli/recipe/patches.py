@@ -118,9 +118,14 @@ def patch(layer: Any, data: Any, path: Sequence[Step] = ()) -> tuple[Any, list[s
     Returns the patched data and a line for each part that can't be applied.
     """
     data, unknown = drop(data, listed(at(layer, *path, "drop")))
-    data, misfits = apply(data, mapping(at(layer, *path, "set")))
-    found = [line(layer, (*path, "drop"), message) for message in unknown]
-    return data, found + [line(layer, (*path, "set", key), message) for key, message in misfits.items()]
+    data, misfits = set_from(layer, data, (*path, "set"))
+    return data, [line(layer, (*path, "drop"), message) for message in unknown] + misfits
+
+
+def set_from(layer: Any, data: Any, path: Sequence[Step]) -> tuple[Any, list[str]]:
+    """Apply the values that are written at `path` in `layer`; returns the data and a line for each that can't be applied."""
+    data, misfits = apply(data, mapping(at(layer, *path)))
+    return data, [line(layer, (*path, key), message) for key, message in misfits.items()]
 
 
 def _merged(path: Path, above: Sequence[Path]) -> tuple[PlacedDict, list[str]]:

@@ -12,7 +12,7 @@ from switchkd_cli.recipe.load import load_rows
 from switchkd_cli.recipe.named_files import ASSETS, find
 from switchkd_cli.scheduler import launch
 from switchkd_cli.scheduler.run_options import RunOptions
-from tests.support.shipped_recipes import FILES, PLAYGROUND, RECIPES, made_by_others, widened, write_few_rows
+from tests.support.shipped_recipes import FILES, PACKAGED, PLAYGROUND, RECIPES, made_by_others, widened, write_few_rows
 
 IN_PLAYGROUND = (
     "candidates.yaml",
@@ -245,7 +245,7 @@ def test_two_steps_of_each_row(file, root):
     for run in different.values():
         folder = launch.run_one(run, RunOptions(out=root))
         resolved = yaml_positions.read(folder.recipe.read_text(), "recipe.yaml")
-        fetched = file in PAPER or file.parent.name == "families" or file.name == "real_vocabulary.yaml"
+        fetched = file in PAPER or file.parent.name == "families" or file == PACKAGED
         replaced = not own and (fetched or bool(made_by_others(file)))
         assert resolved["world"] == ("playground" if replaced else None)
         assert (folder.path.parents[1].name == f"{file.stem}@playground") is replaced

@@ -118,7 +118,7 @@ def estimate_run(
     if trained := max((stage.trained or 0 for stage in estimate.stages if not stage.reused), default=0):
         saving = config.checkpoints  # those that are kept, and one that is being written
         size = STATE * trained * (saving.keep + (saving.best is not None) + 1) / 1e9
-        kept = f"up to {size:,.2g} GB of checkpoints (checkpoints.keep={saving.keep})"
+        kept = f"up to {size:,.1f} GB of checkpoints (checkpoints.keep={saving.keep})"
         estimate.notes.append(f"while a row trains: {kept}")  # equal ones are shown once
     return estimate
 
