@@ -10,7 +10,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from switchkd_cli import registry
 from switchkd_cli.engine.losses.ops import knee
 from switchkd_cli.engine.paths import Paths
-from switchkd_cli.engine.training.chunked import ChunkedObjective
+from switchkd_cli.engine.training.chunked import ChunkedObjective, compare_with_dense
 from switchkd_cli.engine.training.diagnostics import Diagnostics
 from switchkd_cli.engine.training.objective import LossInputs, Objective
 from switchkd_cli.recipe.schema import BUILT_IN, Term
@@ -51,14 +51,16 @@ def few(monkeypatch, paths, positions):
 
 
 def computed(how, paths, batch, objective, look=None):
-    """Return total, parts and all gradients."""
+    """Return total, parts and all gradients, in float64: rounding depends on the processor."""
     paths.zero_grad()
     paths.adapt(objective.outputs)
+    paths.double()
     way, keep = how(objective), objective.keep(batch)
     inputs = LossInputs(paths(batch, way.outputs, keep), paths.heads(), batch, keep, objective.counts([batch]))
     total, parts = way(inputs, look)
     total.backward()
     moved = {name: p.grad.clone() for name, p in paths.named_parameters() if p.grad is not None}
+    paths.float()
     return total.detach(), {name: value.detach() for name, value in parts.items()}, moved
 
 
@@ -74,12 +76,24 @@ def test_chunks_have_the_dense_objectives_values_and_gradients(paths, batch, ter
     whole = computed(dense_objective, paths, batch, objective)
     few(monkeypatch, paths, positions)
     parted = computed(ChunkedObjective, paths, batch, objective)
-    torch.testing.assert_close(parted[0], whole[0], rtol=1e-5, atol=1e-7)
-    torch.testing.assert_close(parted[1], whole[1], rtol=1e-5, atol=1e-7)
+    torch.testing.assert_close(parted[0], whole[0], rtol=1e-9, atol=1e-12)
+    torch.testing.assert_close(parted[1], whole[1], rtol=1e-9, atol=1e-12)
     assert list(parted[1]) == [term.name for term in terms]
     assert parted[2].keys() == whole[2].keys() != set()
     for name in whole[2]:
-        torch.testing.assert_close(parted[2][name], whole[2][name], rtol=1e-5, atol=1e-6, msg=name)
+        torch.testing.assert_close(parted[2][name], whole[2][name], rtol=1e-9, atol=1e-12, msg=name)
+
+
+@pytest.mark.parametrize("loss", SPOKEN)
+def test_the_check_of_a_first_step_takes_any_loss_in_half_precision(paths, batch, loss, monkeypatch):
+    few(monkeypatch, paths, 7)
+    objective = Objective([Term(loss=loss, **({} if loss == "cross_entropy" else {"to": "teacher"})), *BESIDE])
+    way, keep = ChunkedObjective(objective), objective.keep(batch)
+    paths.adapt(objective.outputs)
+    with torch.autocast("cpu", torch.bfloat16):
+        outputs, heads = paths(batch, way.outputs, keep), paths.heads()._replace(dtype=torch.bfloat16)
+        distances = compare_with_dense(objective, LossInputs(outputs, heads, batch, keep, objective.counts([batch])))
+    assert max(distances.values()) <= 1e-12
 
 
 class Widest(TorchDispatchMode):
@@ -125,7 +139,7 @@ def test_what_is_diagnosed_is_the_same_in_any_chunks(paths, batch, monkeypatch):
     computed(dense_objective, paths, batch, Objective(SWITCH_KD), whole.add)
     few(monkeypatch, paths, 3)
     computed(ChunkedObjective, paths, batch, Objective(SWITCH_KD), parted.add)
-    assert parted.figures() == pytest.approx(whole.figures(), rel=1e-4, abs=1e-7)
+    assert parted.figures() == pytest.approx(whole.figures(), rel=1e-9, abs=1e-12)
     assert {"k/vsd/switch/p95", "agreement/student", "switch_gap"} <= whole.figures().keys()
 
 
