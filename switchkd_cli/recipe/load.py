@@ -12,14 +12,12 @@ from itertools import product
 from pathlib import Path
 from typing import Any, Self, TypeVar
 
-from pydantic import Field
-
 from switchkd_cli.errors import UserError, did_you_mean, for_each
 from switchkd_cli.recipe import patches, yaml_positions
 from switchkd_cli.recipe.named_files import find, yaml_files
 from switchkd_cli.recipe.problems import fitted
 from switchkd_cli.recipe.run import Fingerprints, Run
-from switchkd_cli.recipe.schema import Count, DataSet, Part, Positive, Recipe, Stage, Strict, Text
+from switchkd_cli.recipe.schema import Count, DataSet, Positive, Recipe, Stage, Strict, Text
 from switchkd_cli.recipe.validate import check
 from switchkd_cli.recipe.yaml_positions import at, line, listed, mapping
 
@@ -176,18 +174,14 @@ def _file_and_line(problem: str) -> tuple[str, int]:
 
 
 class Pace(Strict):
-    """The pace of a stage on a stand-in data set: factors of its learning rate and batch, and the steps of an epoch.
-
-    `lr_scale` holds further factors for the parts that the stage trains.
-    """
+    """The pace of a stage on a stand-in data set: factors of its learning rate and batch, and the steps of an epoch."""
 
     lr: Positive
-    lr_scale: dict[Part, Positive] = Field(default_factory=dict)
     batch: Positive
     epoch: Count
 
-    def of(self, stage: Stage, lr_scale: Any) -> dict[str, Any]:
-        """Return the fields of a stage that this pace changes; broken ones stay. `lr_scale`: as the recipe has it."""
+    def of(self, stage: Stage) -> dict[str, Any]:
+        """Return the fields of a stage that this pace changes; broken ones stay."""
         fields: dict[str, Any] = {}
         if stage.lr:
             fields["lr"] = float(f"{stage.lr * self.lr:.6g}")
@@ -195,11 +189,6 @@ class Pace(Strict):
             fields["batch"] = max(1, round(stage.batch * self.batch))
         if stage.epochs:
             fields["steps"] = max(1, round(stage.epochs * self.epoch))
-        factors = {
-            part: stage.lr_scale.get(part, 1.0) * by for part, by in self.lr_scale.items() if part in stage.train
-        }
-        if factors and stage.lr_scale == (lr_scale or {}):
-            fields["lr_scale"] = {**stage.lr_scale, **factors}
         return fields
 
 
@@ -271,7 +260,7 @@ class World(Strict):
                 stand_ins[name] = f"{data_set.source}: {parameters}"
                 for i, stage in enumerate(recipe.stages):
                     if stage.trained_on[:1] == (name,):
-                        changed = data_set.pace.of(stage, at(data, "stages", i, "lr_scale")) | self.fields.stage
+                        changed = data_set.pace.of(stage) | self.fields.stage
                         values |= {f"stages.{i}.{key}": value for key, value in changed.items()}
         if stand_ins:
             if at(data, "evaluation") is not None:

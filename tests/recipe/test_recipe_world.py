@@ -12,7 +12,7 @@ WORLD = """\
 models: {org/tower: toy:tower, org/reader: toy:reader, org/large: toy:reader, org/teacher: toy:teacher}
 data:
   captions: {source: llava_json, parameters: {file: toy.json, limit: 3}, pace: {lr: 2.0, batch: 0.5, epoch: 5}}
-  questions: {source: llava_json, parameters: {file: toys.json}, pace: {lr: 0.1, lr_scale: {vision: 2.0, language: 4.0}, batch: 0.01, epoch: 40}}
+  questions: {source: llava_json, parameters: {file: toys.json}, pace: {lr: 0.1, batch: 0.01, epoch: 40}}
 fields:
   parts: {feature_layer: -1, tokenizer: toy:words}
   stage: {micro_batch: null, epochs: null}
@@ -61,19 +61,8 @@ def test_rates_batches_and_epochs_keep_the_row_s_proportions(recipe):
     pretrain, distill = runs["switch-kd"]
     assert (pretrain.lr, pretrain.batch, pretrain.steps) == (2e-3, 4, 4)  # its own steps are not epochs
     assert (distill.lr, distill.batch, distill.steps, distill.micro_batch) == (1e-4, 1, 40, None)
-    assert distill.lr_scale == {"vision": 0.6, "language": 4.0}
-    assert pretrain.lr_scale == {}
+    assert distill.lr_scale == {"vision": 0.3}  # as the recipe has it
     assert runs["long"][1].steps == 100  # 2.5 epochs
-
-
-def test_a_part_that_a_row_does_not_train_gets_no_rate(recipe):
-    recipe.write_text(
-        recipe.read_text().replace(
-            "sft: {title: SFT, drop: [align, vsd]}",
-            "sft: {drop: [align, vsd], set: {stages.distill.train: [language], stages.distill.lr_scale: {}}}",
-        )
-    )
-    assert load(recipe, "sft", world="toy").config.stages[1].lr_scale == {"language": 4.0}
 
 
 def test_the_objective_is_the_row_s_own(recipe):
