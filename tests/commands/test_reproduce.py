@@ -12,7 +12,7 @@ from switchkd_cli.recipe.load import load_many
 from switchkd_cli.scheduler.pool import unique_jobs
 
 OURS = {"equal-compute", "mechanisms"}
-OTHERS = {"ours", "quickstart", "candidates", "real-vocabulary"}
+OTHERS = {"ours", "quickstart", "candidates", "real-vocabulary", "real-vocabulary-pictures"}
 UNLIKE = ["unlike-encoder", "unlike-tokenizer"]
 ROOT = Path(__file__).resolve().parents[2]
 SWITCHKD = """\

@@ -12,8 +12,8 @@ FILES = sorted(file for file in RECIPES.rglob("*.yaml") if file.parent.name not 
 
 PLAYGROUND = sorted((RECIPES / "playground").glob("*.yaml"))
 """The recipes of the models that ship."""
-PACKAGED = RECIPES / "real_vocabulary.yaml"
-"""Its models come from an optional Python package: tests read it with stand-ins."""
+PACKAGED = sorted(RECIPES.glob("real_vocabulary*.yaml"))
+"""Their models come from an optional Python package: tests read them with stand-ins."""
 
 
 def made_by_others(file):
