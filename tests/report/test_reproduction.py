@@ -424,7 +424,12 @@ def test_findings_name_rows_that_are_there_and_print_what_the_paper_does(finding
 
 
 # All rows of candidates.yaml and ours.yaml take equal operations, those of real_vocabulary*.yaml equal steps.
-ONE_BUDGET = {"candidates": ("compute",), "ours": ("compute",), "real_vocabulary": ("steps",), "real_vocabulary_pictures": ("steps",)}
+ONE_BUDGET = {
+    "candidates": ("compute",),
+    "ours": ("compute",),
+    "real_vocabulary": ("steps",),
+    "real_vocabulary_pictures": ("steps",),
+}
 TABLES = [file for file in sorted(RECIPES.glob("*.yaml")) if file.stem not in ONE_BUDGET]
 
 
