@@ -203,7 +203,7 @@ class FigureFile(NamedTuple):
     """A figure in the document's folder."""
 
     path: PurePosixPath
-    """Relative to that folder; .svg or .png."""
+    """Relative to that folder; .svg or .webp."""
     title: str
     caption: str
 

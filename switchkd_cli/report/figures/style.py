@@ -64,9 +64,10 @@ def legend_below(drawn: Figure, axes: Axes, most: int = 4, **more: Any) -> None:
 
 
 def write(drawn: Figure, folder: Path, name: str, forms: Sequence[str] = FORMS) -> tuple[Path, ...]:
-    """Write `name`.png and `name`.svg, or one of them, into the folder, which is created."""
+    """Write `name`.png and `name`.svg, or in other forms, into the folder, which is created."""
     folder.mkdir(parents=True, exist_ok=True)
     paths = tuple(folder / f"{name}.{form}" for form in forms)
     for path in paths:
-        drawn.savefig(path, dpi=160, facecolor="white", metadata={"Date": None})
+        undated = {"Date": None} if path.suffix == ".svg" else None
+        drawn.savefig(path, dpi=160, facecolor="white", metadata=undated)
     return paths

@@ -20,7 +20,7 @@ from switchkd_cli.report.texts import TEXTS
 from switchkd_cli.runs.run_folder import RunFolder
 
 TEXT = TEXTS["figure"]["curves"]
-GRID = np.linspace(0, 100, 101)  # per cent of the stage: rows with different numbers of steps share one axis
+GRID = np.linspace(0, 100, 41)  # per cent of the stage: rows with different numbers of steps share one axis
 SMOOTHED = 0.04  # share of a stage over which a curve with a value at every step is averaged
 STYLES = ("-", (0, (5, 1.5)), (0, (1, 1)), (0, (5, 1, 1, 1)))
 DECADE = 10  # a positive curve that spans more gets a logarithmic axis
@@ -129,7 +129,7 @@ def _plot(axes: Axes, runs: Sequence[Steps], name: str, **looks: Any) -> None:
         curves.append(np.interp(GRID, x, y, left=np.nan, right=np.nan))
     if curves:
         each = np.ma.masked_invalid(np.stack(curves))
-        axes.plot(GRID, each.mean(0), lw=1.5, markevery=(10, 20), ms=4, **looks)
+        axes.plot(GRID, each.mean(0), lw=1.5, markevery=(4, 8), ms=4, **looks)
         if len(curves) > 1:
             axes.fill_between(GRID, each.min(0), each.max(0), color=looks["color"], alpha=0.12, lw=0)
 
