@@ -110,8 +110,7 @@ def run_all(request: RunRequest) -> list[RunFolder]:
             raise UserError(f"--jobs {jobs}: runs in several processes go one after another", hint="leave it out")
     scored = [run for runs in tables.values() if (run := run_folder.teacher_run(runs)) and run.config.evaluation]
     failures: list[Failure] = []
-    if not matrix or not in_workers:
-        launch.make_room(planned, options)
+    launch.make_room(planned, options)
     if in_workers:
         failures = pool.in_workers(planned, options, jobs=jobs, teachers=scored, keep_going=matrix)
     else:

@@ -14,7 +14,7 @@ from typing import Any
 from switchkd_cli import benchmarks
 from switchkd_cli.distributed.launch_config import LaunchConfig, is_distributed, is_first
 from switchkd_cli.distributed.stopping import Stopped
-from switchkd_cli.errors import CRASH, UserError
+from switchkd_cli.errors import CRASH, UserError, for_each
 from switchkd_cli.planning import preflight
 from switchkd_cli.recipe.run import Run, model_names
 from switchkd_cli.recipe.schema import Evaluation
@@ -60,10 +60,9 @@ def say_needs(evaluations: Iterable[Evaluation | None]) -> None:
 
 
 def make_room(planned: Sequence[Run], options: RunOptions) -> None:
-    """With --overwrite, move the runs' shared stages aside. Raises UserError without it when a folder holds another run."""
+    """With --overwrite, move the runs' shared stages aside. Raises UserError without it for all folders with another run."""
     if not options.overwrite:
-        for run in planned:
-            check_free(options.out, run)
+        for_each(planned, lambda run: check_free(options.out, run))
     elif is_first():
         run_folder.set_stages_aside(options.out, planned)
 

@@ -76,8 +76,6 @@ def in_workers(
     any run succeeded. Finished runs count as done, and their times help to estimate the end.
     """
     config = options.launch_config()  # each run trains in several processes
-    if options.overwrite:
-        run_folder.set_stages_aside(options.out, planned)
     failures, waiting, seconds = _queue(planned, teachers, options)
     threads = max(1, cores() // (config.per_node if config else jobs))
     matrix = Matrix(waiting, jobs=jobs, took=seconds)

@@ -163,17 +163,18 @@ def test_a_shared_run_that_fails_is_tried_once_and_reported_under_all_its_names(
 LONG = "  long: {drop: [vsd], set: {stages.distill.steps: 20}}\n"
 
 
-def test_a_taken_folder_of_another_run_is_a_failure_of_that_row_alone(tmp_path, recipes, monkeypatch, capsys):
+def test_all_folders_that_hold_another_run_are_named_before_any_run_starts(tmp_path, recipes, monkeypatch, capsys):
     small, other = recipes
-    with claim_folder(tmp_path / "runs", load(other, "both", ["stages.distill.steps=3"])):
-        pass
+    held = load(small, "sft", ["stages.distill.steps=3"]), load(other, "both", ["stages.distill.steps=3"])
+    for run in held:
+        with claim_folder(tmp_path / "runs", run):
+            pass
     assert switchkd(monkeypatch, "ablate", small, other) == 2
-    err = capsys.readouterr().err
-    assert "other/both/seed0: failed\n  runs/other/both/seed0: holds another run" in err
-    assert "hint: add --overwrite" in err
-    assert err.splitlines()[-1] == "1 of 5 runs failed; the same command tries again"
-    assert folder(tmp_path, "small/switch-kd/seed0").info()["status"] == "finished"
-    assert load(other, "both", ["stages.distill.steps=3"]).key == folder(tmp_path, "other/both/seed0").info()["key"]
+    *taken, hint = capsys.readouterr().err.splitlines()
+    assert [line.split(":")[0] for line in taken] == ["runs/small/sft/seed0", "runs/other/both/seed0"]
+    assert "--overwrite" in hint
+    assert not (tmp_path / "runs" / "trained").exists()
+    assert [run_folder.folder(tmp_path / "runs", run).info()["key"] for run in held] == [run.key for run in held]
 
 
 def test_rows_are_taken_where_they_exist(tmp_path, recipes, monkeypatch):
