@@ -40,7 +40,7 @@ TRAINED = [
     *("pretrain", "recipes/quickstart.yaml", "--row", "sft"),
     *(f"student.language={LANGUAGE}", "student.tokenizer=playground:tokenizer-bpe"),
     *("stages.pretrain.train=[projector, language]", "stages.pretrain.steps=120", "stages.pretrain.batch=16"),
-    *("stages.distill.steps=300", "stages.distill.lr_scale={}", "stages.distill.validation=null"),
+    *("stages.distill.steps=300", "stages.distill.validation=null"),
 ]
 """A student that every runtime takes, trained until its answers are not noise: near-ties would be decided by rounding."""
 
