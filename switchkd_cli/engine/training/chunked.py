@@ -221,9 +221,10 @@ def compare_with_dense(objective: Objective, inputs: LossInputs) -> dict[str, fl
 def _loss_and_gradients(objective: ChunkedObjective, inputs: LossInputs, heads: Heads) -> list[Tensor]:
     """Return the loss, and its gradients on float64 copies of those outputs and head weights that need one."""
     given = dict(inputs.outputs), dict(heads.weights)
-    outputs, weights = tree_map(lambda of: of.detach().double().requires_grad_(of.requires_grad), given)
+    copies = {id(of): of.detach().double().requires_grad_(of.requires_grad) for of in tree_leaves(given)}
+    outputs, weights = tree_map(lambda of: copies[id(of)], given)  # teacher and switch share one head
     heads = heads._replace(weights=weights, dtype=None)
-    leaves = [of for of in tree_leaves((outputs, weights)) if of.requires_grad]
+    leaves = [of for of in copies.values() if of.requires_grad]
     if objective.dense:
         outputs |= {path: heads(path, cast(Tensor, outputs[output_name(path, "hidden")])) for path in objective.paths}
     total, _ = objective(inputs._replace(outputs=outputs, heads=heads))

@@ -52,9 +52,9 @@ def _draw(recipe: RecipeRuns, of_models: Callable[[], Any], folder: Path, blocks
     from switchkd_cli.report.figures.draw import FIGURES, draw  # matplotlib: only here
 
     place = folder / PICTURES / recipe.stem
-    for old in (place / f"{name}.{kind}" for name in FIGURES for kind in ("webp", "svg")):
-        old.unlink(missing_ok=True)
     forms = {name: ("svg",) for name in FIGURES} | {"attention": ("webp",)}  # maps of patches are no drawing
+    for name, (form,) in forms.items():
+        (place / f"{name}.{form}").unlink(missing_ok=True)
     control = control_of(recipe.own_world_rows, recipe.planned_rows[0].row, "steps")
     for drawn in draw(recipe.runs, recipe.teacher, of_models, place, reference=control, forms=forms):
         if drawn.reason:
