@@ -48,10 +48,8 @@ def claim_folder(
             return
         aside = None
         if point is not None:
-            if not resume and (changed := changed_versions(target)):
-                where = f"{shown(target.path)}: interrupted at {point}"
-                problems = [f"{where}, and begun with {change}" for change in changed]
-                raise UserError(problems, hint="add --resume to resume all the same, or --overwrite to start again")
+            if not resume:
+                check_versions(target, run)
             _resume(target, point)
         else:
             aside = make_room(target, run, overwrite=overwrite)
@@ -114,6 +112,15 @@ def check_free(root: Path, run: Run) -> None:
             difference = f"changed since: {', '.join(changed)}"
         problem = f"{shown(target.path)}: holds another run ({difference})"
         raise UserError(problem, hint="add --overwrite to move it aside, or --out FOLDER to write elsewhere")
+
+
+def check_versions(target: RunFolder, run: Run) -> None:
+    """Raise UserError when the run in the folder was interrupted, and begun with other code or versions."""
+    if folder_state(target, run) != "interrupted" or not (changed := changed_versions(target)):
+        return
+    where = f"{shown(target.path)}: interrupted at {resume_point(target, run)}"
+    problems = [f"{where}, and begun with {change}" for change in changed]
+    raise UserError(problems, hint="add --resume to resume all the same, or --overwrite to start again")
 
 
 def changed_versions(target: RunFolder) -> list[str]:

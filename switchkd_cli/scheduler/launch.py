@@ -19,7 +19,7 @@ from switchkd_cli.planning import preflight
 from switchkd_cli.recipe.run import Run, model_names
 from switchkd_cli.recipe.schema import Evaluation
 from switchkd_cli.runs import run_folder
-from switchkd_cli.runs.claim import changed_versions, check_free, claim_folder, is_finished, taken_over
+from switchkd_cli.runs.claim import changed_versions, check_free, check_versions, claim_folder, is_finished, taken_over
 from switchkd_cli.scheduler.run_options import RunOptions
 from switchkd_cli.terminal import console
 from switchkd_cli.terminal.progress import Progress
@@ -60,11 +60,22 @@ def say_needs(evaluations: Iterable[Evaluation | None]) -> None:
 
 
 def make_room(planned: Sequence[Run], options: RunOptions) -> None:
-    """With --overwrite, move the runs' shared stages aside. Raises UserError without it for all folders with another run."""
-    if not options.overwrite:
-        for_each(planned, lambda run: check_free(options.out, run))
-    elif is_first():
-        run_folder.set_stages_aside(options.out, planned)
+    """With --overwrite, move the runs' shared stages aside.
+
+    Raises UserError without it for all folders with another run, and without --resume for interrupted runs of other code.
+    """
+    if options.overwrite:
+        if is_first():
+            run_folder.set_stages_aside(options.out, planned)
+        return
+    finished = run_folder.by_key(options.out)
+
+    def check_one(run: Run) -> None:
+        check_free(options.out, run)
+        if not options.resume and run.key not in finished:
+            check_versions(run_folder.folder(options.out, run), run)
+
+    for_each(planned, check_one)
 
 
 def run_one(run: Run, options: RunOptions) -> run_folder.RunFolder:

@@ -5,14 +5,16 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
 
 from switchkd_cli.errors import UserError
+from switchkd_cli.files.atomic import write_json
 from switchkd_cli.recipe import named_files
 from switchkd_cli.recipe.load import load
-from switchkd_cli.runs import run_folder
+from switchkd_cli.runs import checkpoints, run_folder
 from switchkd_cli.runs.claim import claim_folder
 from switchkd_cli.runs.run_folder import RunFolder
 from switchkd_cli.scheduler import pool
@@ -175,6 +177,25 @@ def test_all_folders_that_hold_another_run_are_named_before_any_run_starts(tmp_p
     assert "--overwrite" in hint
     assert not (tmp_path / "runs" / "trained").exists()
     assert [run_folder.folder(tmp_path / "runs", run).info()["key"] for run in held] == [run.key for run in held]
+
+
+def test_interrupted_runs_of_other_versions_are_named_before_any_run_starts(tmp_path, recipes, monkeypatch, capsys):
+    small, other = recipes
+    root = tmp_path / "runs"
+    for run in (load(small, "sft"), load(other, "align"), load(other, "both")):
+        with suppress(KeyboardInterrupt), claim_folder(root, run) as (begun, _):
+            checkpoints.mark(begun, "distill")
+            raise KeyboardInterrupt
+        write_json(begun.record, {**begun.info(), "versions": {"torch": "1.0"}})
+    assert switchkd(monkeypatch, "ablate", small, "--rows", "switch-kd") == 0  # other/both is the same run
+    done = trained(tmp_path)
+    capsys.readouterr()
+    assert switchkd(monkeypatch, "ablate", small, other) == 2
+    *problems, hint = capsys.readouterr().err.splitlines()
+    assert {line.split(":")[0] for line in problems} == {"runs/small/sft/seed0", "runs/other/align/seed0"}
+    assert any("and begun with torch 1.0, now" in line for line in problems) and "--resume" in hint
+    assert trained(tmp_path) == done
+    assert switchkd(monkeypatch, "ablate", small, other, "--resume") == 0
 
 
 def test_rows_are_taken_where_they_exist(tmp_path, recipes, monkeypatch):
