@@ -58,6 +58,9 @@ def evaluate(options: EvalOptions) -> RunFolder:
     launch.say_needs([checked])
     path = locate(str(folder.model if folder else options.model))
     inputs = Fingerprints()
+    if inputs.named(path) is None:  # of the hub: fetched here, so that the key has its commit
+        launch.engine("hub").fetch(path, "--model", allow_pickle=options.allow_pickle)
+        inputs.forget()
     how: dict[str, Any] = {"engine": options.engine, "bits": options.bits}
     unusual = [how] * (how != {"engine": EvalOptions.engine, "bits": EvalOptions.bits})
     key = digest(path, inputs.named(path), question, *inputs.evaluation(checked).values(), *unusual)

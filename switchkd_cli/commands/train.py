@@ -14,7 +14,6 @@ from switchkd_cli.recipe.load import load_many, load_rows
 from switchkd_cli.recipe.named_files import find, find_or_none
 from switchkd_cli.recipe.run import Run
 from switchkd_cli.runs import run_folder
-from switchkd_cli.runs.claim import is_finished
 from switchkd_cli.runs.run_folder import RunFolder
 from switchkd_cli.scheduler import launch, pool
 from switchkd_cli.scheduler.pool import Failure, check_failures
@@ -41,7 +40,9 @@ def one_row(options: TrainOptions, jobs: int = 1, *, leading: bool = False) -> R
     With --resume, the recipe may also be a run's folder, or None: the run that was interrupted last.
     """
     config, recipe, overrides = options.launch_config(), options.recipe, options.changes(options.overrides)
-    if options.resume and (folder := _interrupted(recipe, overrides, options.out)) is not None:
+    chosen = {"--row": options.row, "--seed": options.seed, "--world": options.world}
+    changes = [*overrides, *(name for name, value in chosen.items() if value is not None)]
+    if options.resume and (folder := _interrupted(recipe, changes, options.out)) is not None:
         planned: Sequence[Run] = [folder.run()]
         file, options = folder.recipe, replace(options, out=folder.root)
     elif recipe is None:
@@ -54,18 +55,18 @@ def one_row(options: TrainOptions, jobs: int = 1, *, leading: bool = False) -> R
     return RunRequest({file: planned}, options, config, jobs, matrix=False)
 
 
-def _interrupted(name: str | None, overrides: Sequence[str], root: Path) -> RunFolder | None:
+def _interrupted(name: str | None, changes: Sequence[str], root: Path) -> RunFolder | None:
     """The run folder of that name, or of the newest unfinished run when there is no name.
 
-    None for a recipe's name. Raises UserError when there is no unfinished run, and for overrides.
+    None for a recipe's name. Raises UserError when there is no unfinished run, and for changes to it.
     """
     if name is None:
         folder = run_folder.newest(root, interrupted=True)
     elif not (folder := RunFolder(Path(name).absolute())).record.exists():
         return None
-    if overrides:
-        problem = f"{overrides[0]}: overrides can't be combined with resuming a run"
-        raise UserError(problem, hint="leave KEY=VALUE out, or name the recipe instead of the run")
+    if changes:
+        problems = [f"{change}: can't be combined with resuming a run" for change in changes]
+        raise UserError(problems, hint="leave it out, or name the recipe instead of the run")
     return folder
 
 
@@ -129,7 +130,7 @@ def run_all(request: RunRequest) -> list[RunFolder]:
             failures.append(Failure(f"{file}: its table", error))
             failures[-1].show()
     check_failures(failures, planned)
-    return [run_folder.folder(options.out, run) for run in planned if is_finished(options.out, run)]
+    return _finished(planned, options.out)
 
 
 def _is_change(word: str) -> bool:
@@ -146,13 +147,20 @@ def _show_counts(runs: Sequence[Run], root: Path) -> None:
     console.say(f"runs: {len(runs)}, of them {len(keys)} different; {len(keys & finished.keys())} finished")
 
 
+def _finished(runs: Sequence[Run], root: Path) -> list[RunFolder]:
+    """The folders of the runs that finished: also of those whose inputs changed meanwhile, which have no key any more."""
+    folders = {run_folder.folder(root, run): run.key for run in runs}
+    infos = [(folder, key, folder.info()) for folder, key in folders.items()]
+    return [folder for folder, key, info in infos if info.get("status") == "finished" and info.get("key") in (key, "")]
+
+
 def _print_table(file: Path, runs: Sequence[Run], root: Path, *, matrix: bool) -> None:
     """Print the table of a recipe's finished runs. Raises UserError when they don't fit into one."""
     from switchkd_cli.report.results.finished_run import read
     from switchkd_cli.report.show import publish
     from switchkd_cli.report.tables.comparison import ablation, distillation
 
-    finished = [run_folder.folder(root, run) for run in runs if is_finished(root, run)]
+    finished = _finished(runs, root)
     if not finished or runs[0].config.evaluation is None:
         models = "\n".join(f"model: {folder.model}" for folder in finished)
         return console.say(models or f"{file}: no finished run, so no table")

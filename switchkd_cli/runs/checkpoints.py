@@ -161,7 +161,13 @@ def resume_point(folder: RunFolder, run: Run) -> ResumePoint | None:
 
 
 def rewind(folder: RunFolder, point: ResumePoint) -> None:
-    """Bring the folder back to the state that it had at that point."""
+    """Bring the folder back to the state that it had at that point.
+
+    Checkpoints of other stages are removed: a later one's were taken before an earlier stage had to be trained again.
+    """
+    for path in folder.checkpoints.glob("*/"):
+        if path.name.rpartition("-")[0] != point.stage:
+            remove_folder(path)
     for one in point.damaged:
         shutil.move(one.path, one.path.with_name(f"{one.path.name}.damaged"))
     sweep(folder)

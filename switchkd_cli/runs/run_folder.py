@@ -22,6 +22,7 @@ from switchkd_cli.errors import UNPRINTABLE, UserError
 from switchkd_cli.files import atomic
 from switchkd_cli.recipe.load import load
 from switchkd_cli.recipe.run import NAMES, Run
+from switchkd_cli.runs import provenance
 from switchkd_cli.runs.file_schemas import Info, Results, Teacher, check
 
 STAGES = "stages"
@@ -181,16 +182,24 @@ def stage(root: Path, key: str) -> SharedFolder:
     return SharedFolder(root.absolute() / STAGES / key)
 
 
-def set_stages_aside(root: Path, planned: Iterable[Run]) -> None:
-    """Rename the runs' shared stages, so that they are trained again.
+def set_shared_aside(root: Path, planned: Iterable[Run]) -> None:
+    """Rename the runs' shared stages, and their teachers' scores by other versions of libraries, so that they are made again.
 
-    Raises UserError while another process trains one of them.
+    Raises UserError while another process makes one of them.
     """
-    for key in {run.stage_key(i): None for run in planned for i in range(len(run.config.stages))}:
-        shared = stage(root, key)
+    stages = [stage(root, run.stage_key(i)) for run in planned for i in range(len(run.config.stages))]
+    teachers = [evaluation(root, run.teacher_key) for run in planned if run.config.evaluation]
+    for shared in dict.fromkeys([*stages, *filter(_made_otherwise, teachers)]):
         with atomic.hold(shared.path, wait=False):
             if shared.done:
                 set_aside(shared.path, "old")
+
+
+def _made_otherwise(teacher: SharedFolder) -> bool:
+    """Whether other versions than today's gave a teacher's scores."""
+    now, each = provenance.versions(), (scores(teacher) or {}).values()
+    used = {pair for of in each for pair in of.get("versions", {}).items()}
+    return any(now.get(name) != version for name, version in used)
 
 
 def evaluation(root: Path, key: str) -> SharedFolder:

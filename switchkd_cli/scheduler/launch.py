@@ -60,13 +60,13 @@ def say_needs(evaluations: Iterable[Evaluation | None]) -> None:
 
 
 def make_room(planned: Sequence[Run], options: RunOptions) -> None:
-    """With --overwrite, move the runs' shared stages aside.
+    """With --overwrite, move what the runs share aside.
 
     Raises UserError without it for all folders with another run, and without --resume for interrupted runs of other code.
     """
     if options.overwrite:
         if is_first():
-            run_folder.set_stages_aside(options.out, planned)
+            run_folder.set_shared_aside(options.out, planned)
         return
     finished = run_folder.by_key(options.out)
 

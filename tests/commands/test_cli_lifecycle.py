@@ -1,12 +1,15 @@
 """What the commands do with runs, with a stand-in for the engine."""
 
 import sys
+import types
 from pathlib import Path
 
 import pytest
 
 from switchkd_cli import cli
 from switchkd_cli.errors import UserError
+from switchkd_cli.files.atomic import write_json
+from switchkd_cli.recipe import run
 from switchkd_cli.recipe.load import load
 from switchkd_cli.runs import run_folder
 from switchkd_cli.runs.claim import claim_folder
@@ -45,6 +48,36 @@ def test_distill_runs_the_row_and_its_controls_then_the_table(tmp_path, calls, m
     assert all(run.info["status"] == "finished" for run in runs)
     assert teacher == {"teacher": fake_engine.RESULTS}
     assert "Switch-KD (seed 0): distill 10/10 (100%) · 0:00 left · 1,234 tokens/s" in capsys.readouterr().err
+
+
+def test_a_row_whose_images_broke_within_what_is_allowed_stands_in_its_table(tmp_path, calls, monkeypatch):
+    worker = sys.modules["switchkd_cli.engine.run_stages"]
+    train = worker.train_stages
+
+    def broken(run, folder, *more, **others):
+        train(run, folder, *more, **others)
+        if run.row == "switch-kd":
+            folder.log({"event": "inputs_changed", "about": {"fields": ["data.questions.images"], "allowed": True}})
+
+    monkeypatch.setattr(worker, "train_stages", broken)
+    assert switchkd(monkeypatch, "distill", write(tmp_path)) == 0
+    runs, _ = calls[-1][1]
+    assert [(run.row, run.info["key"] == "") for run in runs] == [("switch-kd", True), ("sft", False)]
+    assert "data.questions.images" in runs[0].warnings["inputs"]
+
+
+def test_overwrite_scores_the_teacher_again_where_other_versions_scored_it(tmp_path, calls, monkeypatch):
+    file = write(tmp_path)
+    switchkd(monkeypatch, "distill", file)
+    calls.clear()
+    switchkd(monkeypatch, "distill", file, "--overwrite")
+    assert "evaluate_teacher" not in names(calls)
+    (results,) = tmp_path.glob("runs/evaluations/*/results.json")
+    write_json(results, {"teacher": {**fake_engine.RESULTS, "versions": {"torch": "1.0"}}})
+    switchkd(monkeypatch, "distill", file)
+    assert "evaluate_teacher" not in names(calls)
+    switchkd(monkeypatch, "distill", file, "--overwrite")
+    assert "evaluate_teacher" in names(calls) and list(tmp_path.glob("runs/evaluations/old-*"))
 
 
 def test_a_second_time_nothing_is_trained(tmp_path, calls, monkeypatch, capsys):
@@ -196,6 +229,19 @@ def test_eval_scores_the_newest_run_once(tmp_path, calls, monkeypatch, capsys):
     assert switchkd(monkeypatch, *arguments) == 0
     assert names(calls) == ["evaluate_model"]
     assert "evaluated before, reused" in capsys.readouterr().err
+
+
+def test_eval_knows_a_model_of_the_hub_by_its_commit(tmp_path, calls, monkeypatch):
+    """Also where it is not in the cache yet, as in a fresh container with an old folder of runs."""
+    commits = {}
+    monkeypatch.setattr(run, "cached_commit", commits.get)
+    hub = types.ModuleType("hub")
+    hub.fetch = lambda name, who, **more: commits.update({name: hub.commit})
+    monkeypatch.setitem(sys.modules, "switchkd_cli.engine.hub", hub)
+    for hub.commit, count in (("c0ffee", 1), ("c0ffee", 1), ("decade", 2)):
+        commits.clear()
+        assert switchkd(monkeypatch, "eval", "--model", "org/model") == 0
+        assert names(calls).count("evaluate_model") == count
 
 
 def test_eval_says_how_many_answers_were_none(tmp_path, calls, monkeypatch, capsys):

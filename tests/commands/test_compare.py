@@ -3,6 +3,7 @@
 import csv
 import io
 import json
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +19,7 @@ from switchkd_cli.report.document import Interval, Number, Probability
 from switchkd_cli.report.results.finished_run import read
 from switchkd_cli.report.results.row_runs import seeds_in_words
 from switchkd_cli.report.stats.baselines import yes_no
-from switchkd_cli.report.tables.comparison import comparison
+from switchkd_cli.report.tables.comparison import ablation, comparison, distillation
 from switchkd_cli.runs.run_folder import RunFolder
 from tests.support import made_up_runs as made
 
@@ -193,7 +194,7 @@ def test_what_the_others_are_measured_against(root):
 def test_a_benchmark_that_does_not_count_is_in_parentheses_and_in_no_verdict(root):
     folders = [finished(root, "switch-kd"), finished(root, "sft")]
     tasks = dict.fromkeys(("gqa", "vqav2_val", "pope"), 50.0)
-    teacher = made.teacher(tasks, tasks, tasks, {"gqa": ["blind"]}, items=ITEMS)
+    teacher = made.teacher(tasks, tasks, tasks, {"gqa": ["blind"]}, items=ITEMS, versions={"lmms-eval": "0.7.3"})
     report = compared(*folders, teacher=teacher)
     found = table(report, "Switch-KD minus SFT")
     assert str(found["GQA"]["difference"]).startswith("(+")
@@ -224,16 +225,66 @@ def test_runs_that_were_prompted_otherwise_are_refused_by_name(root, changed, me
     assert problem.startswith(f"{theirs.path}: {message}") and str(ours.path) in problem
 
 
-def test_every_other_version_and_item_is_named_at_once(root):
+def test_every_other_version_of_a_run_and_of_the_teacher_is_named_at_once(root):
     ours = finished(root, "switch-kd", versions={"lmms-eval": "0.7.3", "torch": "2.13.0"})
-    theirs = finished(root, "sft", versions={"lmms-eval": "0.6.0", "torch": "2.13.0"})
-    write(theirs, "pope", stored(theirs, "pope")[:-1])
+    theirs = finished(root, "sft", versions={"lmms-eval": "0.6.0", "torch": "2.12.0"})
+    tasks = dict.fromkeys(("gqa", "vqav2_val", "pope"), 50.0)
+    teacher = made.teacher(tasks, tasks, tasks, items=ITEMS, versions={"lmms-eval": "0.5.0", "torch": "2.13.0"})
+    of_ours = f"that of {ours.path} is 0.7.3"
+    runs = [read(ours), read(theirs)]
+    for table_of in (comparison, distillation, partial(ablation, planned=(), controls=())):
+        with pytest.raises(UserError) as refused:
+            table_of(runs, teacher)
+        assert refused.value.problems == (
+            f"{theirs.path}: lmms-eval is 0.6.0, {of_ours}",
+            f"{theirs.path}: torch is 2.12.0, that of {ours.path} is 2.13.0",
+            *(f"{name}: lmms-eval is 0.5.0, {of_ours}" for name in ("teacher", "majority", "blind")),
+        )
+
+
+def test_every_answer_that_is_not_to_the_same_question_is_named_at_once(root):
+    ours, theirs = finished(root, "switch-kd"), finished(root, "sft")
+    for task in ("gqa", "pope"):
+        write(theirs, task, stored(theirs, task)[:-1])
     with pytest.raises(UserError) as refused:
         compared(ours, theirs)
-    assert refused.value.problems == (
-        f"{theirs.path}: lmms-eval is 0.6.0, that of {ours.path} is 0.7.3",
-        f"{theirs.path}: POPE: 39 answers, {ours.path} has 40",
+    assert refused.value.problems == tuple(
+        f"{theirs.path}: {head}: 39 answers, {ours.path} has 40" for head in ("GQA", "POPE")
     )
+
+
+def test_seeds_of_one_row_with_other_settings_are_refused(root):
+    """As a run with an override leaves them, next to those without."""
+    first, second = (finished(root, "switch-kd", seed) for seed in (0, 1))
+    second.recipe.write_text(second.recipe.read_text().replace("steps: 300", "steps: 400"))
+    second.record.write_text(json.dumps(second.info() | {"inputs": {"student.vision": "other"}}))
+    with pytest.raises(UserError) as refused:
+        compared(first, second, finished(root, "sft"))
+    assert refused.value.problems == (
+        f"{second.path}: stages.distill.steps is 400, that of {first.path} is 300",
+        f"{second.path}: inputs.student.vision is other, that of {first.path} is None",
+    )
+    other = finished(root, "vsd")
+    other.recipe.write_text(second.recipe.read_text())  # another row may have them
+    compared(first, other)
+
+
+def test_rows_of_one_title_are_told_apart_in_notes_and_a_run_that_is_named_twice_counts_once(root):
+    ours, theirs = finished(root, "sft"), finished(root, "vsd")
+    theirs.record.write_text(json.dumps(theirs.info() | {"title": "SFT"}))
+    results = json.loads(ours.results.read_text())
+    results["scores"]["gqa"]["unreadable"] = 3
+    ours.results.write_text(json.dumps(results))
+    report = compared(ours, theirs, ours)
+    (note,) = [note for note in report.notes if "can't be read" in note]
+    assert note.endswith(f"{ours.path.parent}: SFT 3 of 40")
+
+
+def test_what_changed_while_a_run_trained_stands_below_its_table(root):
+    ours, theirs = finished(root, "switch-kd"), finished(root, "sft")
+    ours.record.write_text(json.dumps(ours.info() | {"key": "", "changed": ["data.rows.images"]}))
+    report = compared(ours, theirs)
+    assert any(note.endswith("changed while it ran, so it is never reused: data.rows.images") for note in report.notes)
 
 
 def test_answers_that_were_not_kept_leave_no_test_and_it_is_said(root):

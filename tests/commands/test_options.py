@@ -98,7 +98,9 @@ def test_an_export_says_what_is_wrong(words, problem):
     assert done.exception.problems == (problem,)
 
 
-def test_overrides_can_t_be_combined_with_resuming_a_run(tmp_path):
+def test_no_change_can_be_combined_with_resuming_a_run(tmp_path):
     (tmp_path / "run.json").write_text("{}")
-    done = CliRunner().invoke(cli.app, ["distill", str(tmp_path), "a=1", "--resume"])
-    assert str(done.exception) == "a=1: overrides can't be combined with resuming a run"
+    words = ["a=1", "--row", "sft", "--seed", "0", "--world", "playground"]
+    done = CliRunner().invoke(cli.app, ["distill", str(tmp_path), *words, "--resume"])
+    each = ("a=1", "--row", "--seed", "--world")
+    assert done.exception.problems == tuple(f"{name}: can't be combined with resuming a run" for name in each)

@@ -7,7 +7,7 @@ import pytest
 from switchkd_cli.commands.evaluate import evaluate
 from switchkd_cli.commands.options import EvalOptions
 from switchkd_cli.errors import UserError
-from switchkd_cli.report.results.finished_run import read, require_same_questions
+from switchkd_cli.report.results.finished_run import read, require_one_table
 from switchkd_cli.report.results.paired_items import answer_units
 from switchkd_cli.report.stats.stored_answers import disagreement, reread
 from switchkd_cli.runs.run_folder import RunFolder
@@ -94,7 +94,7 @@ def test_a_run_is_scored_again_without_a_model(tmp_path, capsys) -> None:
     with pytest.raises(UserError, match="already read again"):
         evaluate(EvalOptions(rescore=made.parent, reader="strict", out=tmp_path))
     with pytest.raises(UserError, match="reader is options, that of"):
-        require_same_questions([("run", read(run).results), ("again", found.results)])
+        require_one_table([read(run), found])
 
 
 def test_compare_says_where_the_readers_disagree(tmp_path) -> None:

@@ -242,18 +242,29 @@ def test_without_any_run_there_is_no_report(file, tmp_path):
     assert not (tmp_path / "out").exists()
 
 
-def test_runs_that_were_asked_other_questions_are_refused_in_their_chapter(root, file):
+def test_runs_that_were_asked_other_questions_are_in_no_table_finding_or_figure(root, file, tmp_path):
     results = root / "components" / "align" / "seed1" / "results.json"
     results.write_text(json.dumps(json.loads(results.read_text()) | {"split": "hard"}))
     found = chapter(composed(root, file))
     assert any("can't be compared" in words and "split is hard" in words for words in callouts(found))
     assert not tables(found)
+    claim = Finding("x", "S", "s", ["components"], "align", "sft", None)
+    (checked,) = check_findings([gather(file, None, root)], [claim])
+    assert checked.verdict.tone == "untested" and "can't be compared" in checked.verdict.text
+    list(write_report([file], None, root, tmp_path / "out", NoModels))
+    assert not list((tmp_path / "out").rglob("*.svg"))
 
 
 def test_a_discredited_benchmark_is_greyed_and_in_no_average(root, file, tmp_path):
     recipe = gather(file, None, root)
     entry = {task: {"score": 50.0, "items": made.ITEMS} for task in made.TASKS}
-    asked = {"world": "playground", "split": "test", "sets_key": "k", "scores": entry}
+    asked = {
+        "world": "playground",
+        "split": "test",
+        "sets_key": "k",
+        "scores": entry,
+        "versions": {"lmms-eval": "0.7.3"},
+    }
     teacher = {"teacher": asked, "blind": asked, "majority": asked, "not_beaten": {"pope": ["blind"]}}
     object.__setattr__(recipe, "teacher", teacher)
     document = compose([recipe], {})

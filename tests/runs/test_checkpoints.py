@@ -236,6 +236,17 @@ def test_a_stage_that_this_run_has_trained_stays(folder, run):
     assert resume_point(folder, run) == ResumePoint("distill", lengths=None)
 
 
+def test_an_earlier_stage_that_is_gone_takes_a_later_one_s_checkpoints_along(folder, run):
+    """As after --overwrite of another run that shares the stage."""
+    begin(folder, run, stage="pretrain", steps=4, all_steps=4)
+    begin(folder, run, steps=2)
+    save(folder, 2)
+    at = resume_point(folder, run)
+    assert at.stage == "pretrain"
+    rewind(folder, at)
+    assert names(folder) == ["marks.json"]
+
+
 def test_a_trained_run_only_lacks_its_scores(folder, run):
     done(folder, run, 0)
     begin(folder, run, steps=10)

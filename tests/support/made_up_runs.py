@@ -10,9 +10,16 @@ ITEMS = 100
 STAGES = "stages: [{name: pretrain, steps: 60, batch: 32}, {name: distill, steps: 300, batch: 32}]\n"
 
 
-def results(scores, *, world="playground", split="test", items=ITEMS, sets_key="k"):
+def results(scores, *, world="playground", split="test", items=ITEMS, sets_key="k", versions=None):
     entries = {task: {"score": value, "metric": "m", "items": items, "seconds": 1.0} for task, value in scores.items()}
-    return {"world": world, "split": split, "seed": 0, "scores": entries, "sets_key": sets_key, "versions": {}}
+    return {
+        "world": world,
+        "split": split,
+        "seed": 0,
+        "scores": entries,
+        "sets_key": sets_key,
+        "versions": versions or {},
+    }
 
 
 def run(root: Path, row: str, title: str, scores, *, seed=0, paper=None, seconds=100.0, stages=STAGES, **asked):

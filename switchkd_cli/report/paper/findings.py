@@ -70,6 +70,8 @@ def _difference(finding: Finding, recipe: RecipeRuns | None) -> Number | str:
     ours, theirs = recipe.row(finding.ours), recipe.row(finding.theirs)
     if lacking := [name for name, row in ((finding.ours, ours), (finding.theirs, theirs)) if not row.runs]:
         return f"no finished run of {' and '.join(lacking)}"
+    if recipe.refusal:
+        return "the runs can't be compared, see its chapter"
     keys, others = ({run.seed: run.info.get("key") for run in row.runs} for row in (ours, theirs))
     # as where one stand-in replaces the two models that they differ in
     if keys == others and None not in keys.values():

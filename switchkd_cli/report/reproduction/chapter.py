@@ -5,10 +5,10 @@ from dataclasses import replace
 from operator import methodcaller
 
 from switchkd_cli.benchmarks import ANSWER_KINDS, BENCHMARKS
-from switchkd_cli.errors import UserError, shown
+from switchkd_cli.errors import shown
 from switchkd_cli.report.document import WARNING, Block, Column, Document, Line, Number, Points, Table, Text
 from switchkd_cli.report.grouping import grouped
-from switchkd_cli.report.results.paired_items import AnswerUnits, answer_units
+from switchkd_cli.report.results.paired_items import AnswerUnits
 from switchkd_cli.report.results.recipe_runs import CONTROL_KINDS, STATES, ControlKind, RecipeRuns
 from switchkd_cli.report.results.row_runs import RowRuns, Score, mean_of, seeds_in_words
 from switchkd_cli.report.stats.baselines import BASELINES
@@ -31,12 +31,10 @@ def chapter(recipe: RecipeRuns, figures: Sequence[Block]) -> Document:
     if not recipe.runs:
         refusal = "No run has scores: nothing to show."
         return Document(recipe.title, (*head, Text(refusal, "problem")), anchor=recipe.stem)
-    try:
-        columns = Columns.of_runs(recipe.runs, recipe.teacher)
-        answers = answer_units(recipe.runs, columns.tasks)
-    except UserError as refused:
-        refusal = "These runs can't be compared: " + "; ".join(refused.problems)
+    if recipe.refusal:
+        refusal = f"These runs can't be compared: {recipe.refusal}"
         return Document(recipe.title, (*head, Text(refusal, "problem")), anchor=recipe.stem)
+    columns, answers = Columns.of_runs(recipe.runs, recipe.teacher), recipe.answers
     warned = [
         f"{runs[0].title}, {len(runs)} of {sum(r.title == runs[0].title for r in recipe.runs)} runs: {text}"
         for runs, text in footnotes.shared_warnings(recipe.runs)

@@ -39,7 +39,7 @@ def write_report(
     folder.mkdir(parents=True, exist_ok=True)
     figures: dict[str, list[Block]] = {recipe.name: [] for recipe in recipes}
     for recipe in recipes:
-        if recipe.runs:
+        if recipe.runs and not recipe.refusal:
             yield from _draw(recipe, of_models, folder, figures[recipe.name])
     document = compose(recipes, figures)
     for name, text in (("report.html", to_html(document, folder)), ("report.md", to_markdown(document))):

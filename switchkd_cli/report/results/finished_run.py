@@ -11,13 +11,16 @@ from switchkd_cli.errors import UserError, printable, shown
 from switchkd_cli.files.atomic import json_lines, read_json
 from switchkd_cli.recipe import patches
 from switchkd_cli.recipe.named_files import ASSETS, SHIPPED
-from switchkd_cli.report.stats.baselines import yes_no
+from switchkd_cli.recipe.run import NOT_IN_KEYS
+from switchkd_cli.report.grouping import grouped
+from switchkd_cli.report.stats.baselines import BASELINES, yes_no
 from switchkd_cli.report.stats.stored_answers import AnswerLine, Reader, read_answers, readable, reread, units
 from switchkd_cli.runs.file_schemas import Resolved, Results, check
 from switchkd_cli.runs.run_folder import RunFolder
 
 USUAL_ENGINE = "transformers"  # see registry.ENGINES
 UNKNOWN = "–"  # the recipe of a model that was only scored
+HINT = "train and score the runs with one installation, on one world: switchkd distill RECIPE --overwrite"
 NAMES = ("recipe", "row", "title", "seed")  # of a run, in its run.json
 
 TeacherScores = Mapping[str, Any] | None
@@ -53,6 +56,8 @@ class ScoredRun:
     """The paper's printed numbers, by benchmark."""
     versions: Mapping[str, str] = field(default_factory=dict)
     """Library versions of the training; those of the scoring are in `results`."""
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    """All that its results depend on apart from the seed, by dotted name: the resolved recipe, and digests of its inputs."""
 
     @property
     def seconds(self) -> float | None:
@@ -97,10 +102,13 @@ def read(folder: RunFolder) -> ScoredRun:
         return ScoredRun(folder.path, UNKNOWN, name, name, None, results)
     info = folder.info(*NAMES)
     resolved = check(Resolved, patches.read(folder.recipe)[0], folder.recipe)
+    without_seed = {name: value for name, value in resolved.items() if name not in {"seed", *NOT_IN_KEYS}}
     lines = folder.entries()
     steps = [line for line in lines if "step" in line and type(line.get("seconds")) in (int, float)]
     peaks = [line["memory_mib"] for line in lines if type(line.get("memory_mib")) in (int, float)]
     warned = [(line.get("about"), line.get("text")) for line in lines if line.get("event") == "warning"]
+    if changed := info.get("changed"):
+        warned.append(("inputs", f"changed while it ran, so it is never reused: {', '.join(changed)}"))
     if unreadable := len(json_lines(folder.metrics, missing_ok=True, broken_ok=True)) - len(lines):
         warned.append((folder.metrics.name, f"{unreadable} lines of {folder.metrics.name} can't be read"))
     return ScoredRun(
@@ -110,12 +118,24 @@ def read(folder: RunFolder) -> ScoredRun:
         info=info,
         paper=info.get("paper") or {},
         versions=info.get("versions") or {},
+        settings=dict(_leaves({**without_seed, "inputs": info.get("inputs") or {}})),
         stages=resolved["stages"],
         stand_ins=resolved.get("stand_ins") or {},
         clocks={line["stage"]: line["seconds"] for line in steps},  # at its last step
         gib=max(peaks) / 1024 if peaks else None,
         warnings={printable(str(about)): printable(str(text)) for about, text in warned},
     )
+
+
+def _leaves(value: Any, *place: str) -> Iterator[tuple[str, Any]]:
+    """Every plain value in nested fields by its dotted name; an entry of a list goes by its own name."""
+    if isinstance(value, list) and all(isinstance(entry, dict) for entry in value):
+        value = {entry.get("name", number): entry for number, entry in enumerate(value)}
+    if not isinstance(value, dict):
+        yield ".".join(place), value
+        return
+    for name, inner in value.items():
+        yield from _leaves(inner, *place, str(name))
 
 
 def _model_name(results: Mapping[str, Any]) -> str:
@@ -173,19 +193,32 @@ def items(results: Mapping[str, Any]) -> dict[str, int]:
     return {task: int(entry["items"]) for task, entry in results["scores"].items()}
 
 
-def require_same_questions(named: Sequence[tuple[str, Mapping[str, Any]]]) -> None:
-    """Check that named results answer the same questions as the first ones.
+def require_one_table(runs: Sequence[ScoredRun], teacher: TeacherScores = None) -> None:
+    """Check that runs, their teacher's scores and those of the baselines fit into one table.
 
-    Raises UserError with every field that differs: scores of different questions stand in no table.
+    All answered the same questions and were scored with the same versions as the first, and the runs of a row differ
+    in nothing but their seeds. Raises UserError with every field that differs.
     """
-    asked = []
-    for name, of in named:
-        fields = {what: of[what] for what in ("world", "split", "sets_key")} | {"reader": of.get("reader", "stock")}
-        fields |= {"benchmarks": sorted(of["scores"]), "items": items(of)}
-        stock = {task: entry for task, entry in of["scores"].items() if BENCHMARKS[task].stock}
-        asked.append((name, fields | {f"metric of {task}": entry.get("metric") for task, entry in stock.items()}))
-    if problems := list(unlike_the_first(asked)):
-        raise UserError(problems, hint="compare runs that were asked the same questions: switchkd eval")
+    scored = [(shown(run.path), asked(run.results)) for run in runs]
+    scored += [(name, asked(teacher[name])) for name in ("teacher", *BASELINES) if teacher and name in teacher]
+    problems = list(unlike_the_first(scored))
+    for row in grouped((run.path.parent, run) for run in runs if run.is_run).values():
+        problems += unlike_the_first([(shown(run.path), run.settings) for run in row])
+    if problems:
+        raise UserError(problems, hint=HINT)
+
+
+def asked(results: Mapping[str, Any]) -> dict[str, Any]:
+    """What results in one table have in common: their questions, their metrics, and the versions that scored them."""
+    fields = {what: results[what] for what in ("world", "split", "sets_key")}
+    fields |= {
+        "reader": results.get("reader", "stock"),
+        "benchmarks": sorted(results["scores"]),
+        "items": items(results),
+    }
+    stock = {task: entry for task, entry in results["scores"].items() if BENCHMARKS[task].stock}
+    fields |= {f"metric of {task}": entry.get("metric") for task, entry in stock.items()}
+    return fields | (results.get("versions") or {})
 
 
 def unlike_the_first(named: Sequence[tuple[str, Mapping[str, Any]]]) -> Iterator[str]:

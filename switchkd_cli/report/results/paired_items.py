@@ -1,4 +1,4 @@
-"""Pair runs item by item. Refuse runs that answered other questions, or were scored with other versions."""
+"""Pair runs item by item. Refuse runs whose answers are to other questions."""
 
 import os.path
 from collections.abc import Iterator, Mapping, Sequence
@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 from switchkd_cli.benchmarks import ACCURACY, BENCHMARKS
 from switchkd_cli.errors import UserError, shown
-from switchkd_cli.report.results.finished_run import ScoredRun, unlike_the_first
+from switchkd_cli.report.results.finished_run import HINT, ScoredRun
 from switchkd_cli.report.stats.stored_answers import AnswerLine, Units, disagreement, is_metric, read_answers, units
 from switchkd_cli.report.texts import NOTES
 from switchkd_cli.runs.run_folder import RunFolder
@@ -17,7 +17,6 @@ FIELDS = {"doc_id": "items", "prompt": "prompts", "image": "images", "key": "ima
 FEW = 30
 """Images; percentile intervals of fewer are known to be too narrow."""
 NEAR = 0.01  # points; lmms-eval rounds MMMU's accuracy to five places
-HINT = "train and score the runs with one installation, on one world: switchkd distill RECIPE --overwrite"
 
 
 class AnswerUnits(NamedTuple):
@@ -31,10 +30,9 @@ class AnswerUnits(NamedTuple):
 def answer_units(runs: Sequence[ScoredRun], tasks: Sequence[str]) -> AnswerUnits:
     """Read the answers of runs that were asked the same questions.
 
-    Raises UserError with every version, item, prompt, image or right answer in which a run differs from
-    the first. Answers that were not kept, or don't give the score in the results, are noted.
+    Raises UserError with every item, prompt, image or right answer in which a run differs from the first. Answers that were not kept, or don't give the score in the results, are noted.
     """
-    problems = list(unlike_the_first([(shown(run.path), run.results.get("versions") or {}) for run in runs]))
+    problems: list[str] = []
     by_task: dict[str, dict[Path, Units]] = {}
     images_by_task: dict[str, Sequence[str | None]] = {}
     notes = []

@@ -6,11 +6,14 @@ from functools import cached_property
 from pathlib import Path
 from typing import Literal
 
+from switchkd_cli.benchmarks import in_order
+from switchkd_cli.errors import UserError
 from switchkd_cli.files.atomic import read_json
 from switchkd_cli.recipe.load import load_rows
 from switchkd_cli.recipe.run import Run
 from switchkd_cli.recipe.schema import Recipe
-from switchkd_cli.report.results.finished_run import ScoredRun, TeacherScores, read
+from switchkd_cli.report.results.finished_run import ScoredRun, TeacherScores, read, require_one_table
+from switchkd_cli.report.results.paired_items import AnswerUnits, answer_units
 from switchkd_cli.report.results.row_runs import RowRuns
 from switchkd_cli.report.texts import TEXTS
 from switchkd_cli.runs import run_folder
@@ -77,6 +80,21 @@ class RecipeRuns:
         """The finished runs of a row; none of them where there is no such row."""
         title = next((run.title for run in self.planned_rows if run.row == name), "")
         return RowRuns(title, title, tuple(run for run in self.runs if run.row == name))
+
+    @cached_property
+    def refusal(self) -> str:
+        """Why the runs can't stand in one table; empty where they can."""
+        try:
+            assert self.answers
+        except UserError as refused:
+            return "; ".join(refused.problems)
+        return ""
+
+    @cached_property
+    def answers(self) -> AnswerUnits:
+        """The answers of all runs. Raises UserError where the runs can't stand in one table."""
+        require_one_table(self.runs, self.teacher)
+        return answer_units(self.runs, in_order(set.intersection(*(set(run.results["scores"]) for run in self.runs))))
 
     def control(self, row: RowRuns, kind: ControlKind) -> RowRuns:
         """The finished runs of a row's control."""

@@ -2,7 +2,7 @@
 
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from math import sqrt
 from statistics import fmean, stdev
@@ -108,21 +108,19 @@ def group_by_row(runs: Sequence[ScoredRun], *, together: bool = False) -> tuple[
     once = {run.path: run for run in runs}.values()
     rows = grouped((run.path.parent if run.is_run else run.path, run) for run in once)
     if len(rows) == 1 and not together:
-        rows = {run.path: [run] for run in once}
-    groups = {folder: sorted(own, key=lambda run: run.seed or 0) for folder, own in rows.items()}
-    plain = names = [
-        own[0].name if len(own) == 1 else f"{own[0].title} ({seeds_in_words([run.seed for run in own])})"
-        for own in groups.values()
-    ]
-    for prefixes in ([own[0].recipe for own in groups.values()], [shown(folder) for folder in groups]):
-        count = Counter(names)  # rows of one name get their recipe, and their folder if that is not enough
-        named = zip(prefixes, plain, names, strict=True)
-        names = [f"{prefix}: {short}" if count[name] > 1 else name for prefix, short, name in named]
-    titles = Counter(own[0].title for own in groups.values())
-    return tuple(
-        RowRuns(name, own[0].title if titles[own[0].title] == 1 else name, tuple(own))
-        for name, own in zip(names, groups.values(), strict=True)
-    )
+        return tuple(RowRuns(run.name, run.name if len(once) > 1 else run.title, (run,)) for run in once)
+    plain = titles = [own[0].title for own in rows.values()]
+    for prefixes in ([own[0].recipe for own in rows.values()], [shown(folder) for folder in rows]):
+        count = Counter(titles)  # rows of one title get their recipe, and their folder if that is not enough
+        named = zip(prefixes, plain, titles, strict=True)
+        titles = [f"{prefix}: {short}" if count[title] > 1 else title for prefix, short, title in named]
+    return tuple(map(_row, titles, rows.values()))
+
+
+def _row(title: str, runs: Sequence[ScoredRun]) -> RowRuns:
+    own = [replace(run, title=title) for run in sorted(runs, key=lambda run: run.seed or 0)]
+    name = own[0].name if len(own) == 1 else f"{title} ({seeds_in_words([run.seed for run in own])})"
+    return RowRuns(name, title, tuple(own))
 
 
 def reference(rows: Sequence[RowRuns], controls: Sequence[str], against: str | None) -> RowRuns:

@@ -7,9 +7,8 @@ from statistics import fmean
 from typing import Any, Self
 
 from switchkd_cli.benchmarks import ACCURACY, BENCHMARKS, LMMS_EVAL, ROW_METRICS, TEN, Benchmark, head, in_order
-from switchkd_cli.errors import shown
 from switchkd_cli.report.document import AVERAGE_HEAD, Cell, Column, Line, LineKind, Number, Table
-from switchkd_cli.report.results.finished_run import ScoredRun, TeacherScores, require_same_questions, scores
+from switchkd_cli.report.results.finished_run import ScoredRun, TeacherScores, require_one_table, scores
 from switchkd_cli.report.results.row_runs import Score, mean_of
 from switchkd_cli.report.stats.baselines import BASELINES
 
@@ -31,10 +30,8 @@ class Columns:
 
     @classmethod
     def of_runs(cls, runs: Sequence[ScoredRun], teacher: TeacherScores) -> Self:
-        """Raises UserError when runs, teacher and baselines were not asked the same questions."""
-        named = [(shown(run.path), run.results) for run in runs]
-        named += [(name, teacher[name]) for name in ("teacher", *BASELINES) if teacher and name in teacher]
-        require_same_questions(named)
+        """Raises UserError as `require_one_table` does: for the teacher and the baselines, too."""
+        require_one_table(runs, teacher)
         return cls.of(set.intersection(*(set(run.scores) for run in runs)), teacher)
 
     @cached_property

@@ -99,7 +99,7 @@ def comparison(
     lines = [Line(row.name, columns.cells(row.means())) for row in rows]
     single = [row.title for row in rows if len(row.runs) == 1 and row.is_run]
     alone = "one seed, so training's chance is not ruled out (switchkd ablate RECIPE --seeds 5)"
-    notes = [*differences.notes(compared), *answers.notes, *footnotes.of_scores(runs, columns)]
+    notes = [*differences.notes(compared), *answers.notes, *footnotes.of_scores(every, columns)]
     notes += [f"{alone}: {'; '.join(single)}"] if single else []
     notes += [*footnotes.scored_models(every), *footnotes.lengths(every), *footnotes.versions(every)]
     notes += map(_files, rows)
