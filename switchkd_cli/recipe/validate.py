@@ -419,8 +419,8 @@ def check_evaluation(evaluation: schema.Evaluation) -> Iterator[Problem]:
     world, items, folder = evaluation.world, evaluation.items, evaluation.tasks_path
     if world == "playground" and items is None:
         yield ("items",), "missing: the playground has no fixed number of questions"
-    if world == "playground" and items == 1:
-        yield ("items",), "the playground asks at least 2 questions (MME's come in pairs), got 1"
+    if world != "rows" and items == 1:
+        yield ("items",), "a benchmark asks at least 2 questions (MME's come in pairs), got 1"
     yield from _repeated("benchmarks", ("benchmarks",), evaluation.benchmarks)
     if folder is not None and not isdir(folder):
         yield ("tasks_path",), f"no such folder, got {folder!r}"

@@ -118,3 +118,13 @@ def test_a_shard_that_changed_since_is_an_unusable_row(tmp_path, png):
         stream.write(b"x" * 600)
     with pytest.raises(Exception, match="not readable any more"):
         rows[0]
+
+
+def test_the_order_of_a_row_s_pictures_is_that_of_its_list(tmp_path, png):
+    """Names without leading zeros come in another order from the tenth on."""
+    other = (tmp_path / tiny.picture(tmp_path, "b.png", 2)).read_bytes()
+    row = json.loads(conversation("dog")) | {"images": ["0.2.png", "0.10.png"]}
+    row["conversations"][0]["value"] = "<image>\n<image>\nWhich?"
+    members = [("0.10.png", other), ("0.2.png", png), ("0.json", json.dumps(row).encode())]
+    rows = llava_json(tmp_path, file=shard(tmp_path / "s.tar", *members))
+    assert rows.survey.faults == () and rows[0].images == (png, other)

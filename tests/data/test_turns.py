@@ -546,3 +546,23 @@ def test_a_run_reports_it_once_and_keeps_it(recipe, tmp_path, monkeypatch, capsy
     assert code == 0 and [err.count(note) for note in NOTES] == [1, 1, 1]
     logged = tiny_run.trace(tmp_path / "runs" / "tiny" / "switch-kd" / "seed0")
     assert [entry["text"] for entry in logged if entry.get("event") == "rows"] == NOTES
+
+
+@pytest.mark.parametrize(
+    ("of_row", "parts", "expected"),
+    [
+        (["a.png", "b.png"], ["b.png", "a.png"], ("b.png", "a.png")),
+        (["a.png"], ["b.png", None], ("b.png", "a.png")),
+        (["a.png", "b.png"], [None, "a.png"], ("b.png", "a.png")),
+        ([], ["b.png", "b.png"], ("b.png", "b.png")),
+        (["a.png", "b.png"], [None, None], ("a.png", "b.png")),
+    ],
+)
+def test_each_question_shows_the_image_that_its_part_names(of_row, parts, expected):
+    turns = []
+    for name in parts:
+        image = {"type": "image"} | ({"image": name} if name else {})
+        turns += [{"role": "user", "content": [image, {"type": "text", "text": "What is it?"}]}]
+        turns += [{"role": "assistant", "content": "a dog"}]
+    row = message_row({"images": of_row, "messages": turns})
+    assert row.images == expected and row.places == ((0, 0), (1, 0))

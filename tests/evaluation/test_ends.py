@@ -5,6 +5,7 @@ import shutil
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from switchkd_cli.engine.batch import IGNORE
 from switchkd_cli.engine.build import check_checkpoint
@@ -13,6 +14,8 @@ from switchkd_cli.engine.data.conversation import Conversations
 from switchkd_cli.engine.data.prompt_template import template_text, tokens_after_answer
 from switchkd_cli.engine.data.rows import Fault, Rows
 from switchkd_cli.engine.data.turns import llava_row
+from switchkd_cli.engine.evaluation.generate import GreedyModel
+from switchkd_cli.engine.evaluation.lmms_model import Item
 from switchkd_cli.engine.models.llava import LlavaBlueprint
 from switchkd_cli.recipe.named_files import ASSETS
 from tests.support import tiny, tiny_qwen
@@ -122,3 +125,37 @@ def test_saving_a_checkpoint_as_it_is_keeps_all_that_ends_its_answers(teacher, t
     says(teacher, [1, 0])
     check_checkpoint(str(teacher)).build().save(tmp_path / "again")
     assert check_checkpoint(str(tmp_path / "again")).ends == (1, 0)
+
+
+def test_an_end_token_that_is_no_special_one_is_not_part_of_an_answer(teacher):
+    tokenizer = json.loads((teacher / "tokenizer.json").read_text())
+    (end,) = [token for token in tokenizer["added_tokens"] if token["content"] == "<|end|>"]
+    end["special"] = False
+    (teacher / "tokenizer.json").write_text(json.dumps(tokenizer))
+    config = json.loads((teacher / "tokenizer_config.json").read_text())
+    (teacher / "tokenizer_config.json").write_text(json.dumps(config | {"eos_token": "<|pad|>"}))
+    assert answers(teacher) == answers(TEACHER)
+
+
+def test_what_a_tokenizer_puts_behind_a_text_is_no_part_of_a_question(teacher):
+    """As in training, which writes conversations token by token."""
+    tokenizer = json.loads((teacher / "tokenizer.json").read_text())
+    text, end = {"Sequence": {"id": "A", "type_id": 0}}, {"SpecialToken": {"id": "<|end|>", "type_id": 0}}
+    tokenizer["post_processor"] = {
+        "type": "TemplateProcessing",
+        "single": [text, end],
+        "pair": [text, {"Sequence": {"id": "B", "type_id": 1}}],
+        "special_tokens": {"<|end|>": {"id": "<|end|>", "ids": [1], "tokens": ["<|end|>"]}},
+    }
+    (teacher / "tokenizer.json").write_text(json.dumps(tokenizer))
+    assert check_checkpoint(str(teacher)).inputs.tokenizer("a")["input_ids"][-1] == 1
+    assert answers(teacher) == answers(TEACHER)
+
+
+def answers(folder: Path) -> list[str]:
+    asked = "What color is the background?\nAnswer the question using a single word or phrase."
+    pictures = [Image.new("RGB", (72, 72), colour) for colour in ("green", "blue")]
+    items = [Item("rows", 0, asked, [None], lambda _, shown=p: [shown], 8, (), lambda _: "") for p in pictures]
+    GreedyModel(check_checkpoint(str(folder)).build()).ask(items)
+    assert items[0].answer == "green"
+    return [item.answer for item in items]

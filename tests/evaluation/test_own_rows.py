@@ -284,3 +284,24 @@ def test_the_command_finds_the_form_of_rows(tmp_path: Path, form: str, ending: s
     else:
         pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), file)
     assert own_rows_of(EvalOptions(data=file))["source"] == form
+
+
+@pytest.mark.parametrize(
+    ("turns", "problem"),
+    [
+        (["Before: <image>\nWhich one?", "this"], "an image inside or behind a question"),
+        (["<image>\nWhat is it?", "dog", "<image>\nAnd this?", "cat"], "an image inside or behind a question"),
+        (["What is it?", "dog", "How many?", ""], "an answer that is empty or not to be learnt"),
+    ],
+)
+def test_a_row_that_would_be_asked_as_another_one_is_refused(tmp_path: Path, turns: list[str], problem: str) -> None:
+    question = asked(tmp_path)
+    spoken = [{"from": who, "value": text} for who, text in zip(("human", "gpt") * 2, turns, strict=False)]
+    pictures = ["a.png"] * "".join(turns).count("<image>")
+    row = {"id": "odd", "image": [*pictures, "c.png"] if len(pictures) == 1 else pictures, "conversations": spoken}
+    if len(pictures) == 1:
+        spoken[0]["value"] = f"<image>{spoken[0]['value']}"
+    (tmp_path / "rows.json").write_text(json.dumps([row]))
+    with pytest.raises(UserError) as error:
+        check_evaluation(question)
+    assert [f"row odd: {problem}" in each for each in error.value.problems] == [True]

@@ -1,5 +1,6 @@
 """Any task of lmms-eval as a benchmark: its own metric, its items' scores, and no answer sent anywhere."""
 
+import shutil
 import socket
 from pathlib import Path
 
@@ -9,8 +10,10 @@ pytest.importorskip("lmms_eval")
 
 import datasets
 
+from switchkd_cli.benchmarks import BENCHMARKS
 from switchkd_cli.engine.data.look import look
 from switchkd_cli.engine.data.sources import llava_json
+from switchkd_cli.engine.evaluation.lmms_harness import TASKS, task_manager
 from switchkd_cli.engine.evaluation.lmms_model import Item, LmmsModel
 from switchkd_cli.engine.evaluation.score_model import check, evaluation_sets, score_request
 from switchkd_cli.errors import UserError
@@ -196,3 +199,19 @@ def test_compare_pairs_stock_tasks_item_by_item(tmp_path: Path, monkeypatch) -> 
     assert "lower is better, so a negative difference is a gain: mine" in notes
     assert "Avg: of the paper's ten benchmarks, or without them" in notes
     assert lines["mine"]["p, Holm"].value > 0.25  # corrected for all of them
+
+
+@pytest.mark.parametrize(
+    "names", [("mine", "pope", "pope_adv"), ("pope_adv", "pope", "mine"), ("pope_pop", "pope_adv")]
+)
+def test_a_name_means_one_file_in_whatever_order_it_is_asked(tmp_path: Path, names: tuple[str, ...]) -> None:
+    """The ten keep their protocol; any other name is the user's file before lmms-eval's."""
+    own = tmp_path / "own"
+    own.mkdir()
+    for file in (TASKS / "pope").glob("pope*.yaml"):
+        shutil.copy(file, own)
+    (own / "mine.yaml").write_text((own / "pope.yaml").read_text().replace('task: "pope"', "task: mine"))
+    index = task_manager([BENCHMARKS[name] for name in names], str(own)).task_index
+    assert {name: Path(index[name]["yaml_path"]).parent for name in names} == {
+        name: TASKS / "pope" if name == "pope" else own for name in names
+    }

@@ -261,3 +261,16 @@ def test_a_gguf_file_has_every_tensor_that_is_used(parts, tmp_path):  # noqa: F8
     used = model.used_parameters("vision")
     assert len(vision.tensors) == len(used) + 4
     assert vision.fields["clip.vision.feature_layer"].contents() == [model.seam.read_layers(llava.config)]
+
+
+@pytest.mark.parametrize(
+    ("part", "told"), [("text_config", "relu in place of silu"), ("vision_config", "relu in place of gelu")]
+)
+def test_llama_cpp_s_activations_are_built_in(parts, tmp_path, part, told):  # noqa: F811
+    folder = written(tmp_path, student(parts, "siglip", "full"))
+    file = Path(folder) / "config.json"
+    config = json.loads(file.read_text())
+    config[part]["hidden_act"] = "relu"
+    file.write_text(json.dumps(config))
+    error = refused(folder, "gguf", tmp_path / "out", square_images=True)
+    assert [told in problem for problem in error.problems] == [True]

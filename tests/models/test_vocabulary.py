@@ -6,14 +6,17 @@ from pathlib import Path
 
 import pytest
 from tokenizers import AddedToken
-from transformers import AutoTokenizer, Qwen2Tokenizer
+from transformers import AutoTokenizer, Qwen2Config, Qwen2ForCausalLM, Qwen2Tokenizer
 
 from switchkd_cli.engine.build import check_checkpoint, check_pair
 from switchkd_cli.engine.hub import fetch
+from switchkd_cli.engine.models.llava_parts import design
 from switchkd_cli.engine.models.processors import IN_PARTS, read_tokenizer
 from switchkd_cli.errors import UserError
 from switchkd_cli.recipe.load import load
 from switchkd_cli.recipe.named_files import ASSETS
+from switchkd_cli.recipe.schema import Parts
+from tests.support import tiny
 
 TEMPLATE = (ASSETS / "tokenizer" / "chat_template.jinja").read_text(encoding="utf-8")
 OTHER = "{{ messages[0].role }}"
@@ -104,3 +107,24 @@ def test_a_whole_folder_gets_a_padding_token_as_parts_do(folder):
     tell(folder / "tokenizer_config.json", pad_token=None)
     assert AutoTokenizer.from_pretrained(folder).pad_token is None
     assert check_checkpoint(str(folder)).inputs.processor.tokenizer.pad_token == "<|end|>"
+
+
+@pytest.mark.parametrize("head", ["its own", "the embeddings"])
+def test_a_config_that_ties_a_head_of_its_own_to_the_embeddings_is_refused(tmp_path, head):
+    """transformers keeps such a head, with a warning; a model of parts would lose what it was trained to say."""
+    words = AutoTokenizer.from_pretrained(ASSETS / "tokenizer")
+    sizes = dict.fromkeys(("num_hidden_layers", "num_attention_heads", "num_key_value_heads"), 2)
+    config = Qwen2Config(
+        vocab_size=len(words), hidden_size=16, intermediate_size=16, tie_word_embeddings=False, **sizes
+    )
+    model = Qwen2ForCausalLM(config)
+    if head == "the embeddings":
+        model.lm_head.weight.data.copy_(model.model.embed_tokens.weight.data)
+    model.save_pretrained(tmp_path)
+    words.save_pretrained(tmp_path)
+    tell(tmp_path / "config.json", tie_word_embeddings=True)
+    student = design(Parts(family="llava", vision={"fresh": tiny.VISION}, language=str(tmp_path)))
+    if head == "the embeddings":
+        return student.build() and None
+    with pytest.raises(UserError, match="its config ties the head to the embeddings, its file has another head"):
+        student.build()

@@ -282,18 +282,20 @@ def _key(member: tarfile.TarInfo) -> str:
 def _row(tar: tarfile.TarFile, members: Sequence[tarfile.TarInfo], *, with_images: bool = True) -> dict[str, Any]:
     key = _key(members[0])
     row: dict[str, Any] = {"id": key}
-    images: list[Any] = []
+    images: dict[str, Any] = {}
     for member in members:
         stream, ending = tar.extractfile(member) or BytesIO(), splitext(member.name)[1].lower()
         if ending in IMAGES:
-            images.append({"bytes": stream.read() if with_images else member.name.encode()})
+            images[basename(member.name)] = {"bytes": stream.read() if with_images else member.name.encode()}
         elif ending == ".json":
             value = json.load(stream)
             row |= value if isinstance(value, dict) else {"json": value}
         else:
             row[member.name[len(key) + 1 :].lower()] = stream.read().decode() if ending in TEXTS else member.name
-    names = [basename(member.name) for member in members]
-    for listed in ("image", "images") if images else ():
-        named = row.pop(listed, None) or []  # the shard's own file by its name, or it is another image
-        images += [one for one in (named if isinstance(named, list) else [named]) if basename(str(one)) not in names]
-    return row | ({"images": images} if images else {})
+    if not images:
+        return row
+    listed = [row.pop(key, None) or [] for key in ("image", "images")]
+    names = [one for named in listed for one in (named if isinstance(named, list) else [named])]
+    others = [image for name, image in images.items() if name not in {basename(str(one)) for one in names}]
+    # the shard's own file by its name, or it is another image
+    return row | {"images": [*(images.get(basename(str(one)), one) for one in names), *others]}

@@ -60,12 +60,16 @@ class Form:
         turns = self._turns(value)
         notes = {(NOT_READ, short_repr(key)) for key, _ in _other_keys(value, self.read, self.refused)}
         images = _images(value, self.keys.images)
-        system, turns = self._split_system(value, turns, images, notes)
+        shown: list[str | bytes | None] = []
+        system, turns = self._split_system(value, turns, shown, notes)
         texts: list[Any] = [turn.get(self.text) for turn in turns]
         if set(map(type, texts)) != {str}:
-            texts = [self._text(text, images, notes) for text in texts]
+            texts = [self._text(text, shown, notes) for text in texts]
+        if any(shown):  # parts say which image stands where; those without a name take the row's others
+            others = iter([image for image in images if image not in shown])
+            images = [image for one in shown if (image := one or next(others, None))] + list(others)
         if len(images) > "".join(texts).count(IMAGE):
-            images = list(dict.fromkeys(images))  # named by the row and by a part, or by two keys
+            images = list(dict.fromkeys(images))  # named by two keys
         answers = texts[1::2]
         unlearnt: set[int] = set()
         if max(map(len, turns)) > 2:
@@ -77,7 +81,7 @@ class Form:
             raise Fault(f"no answer to learn: {', '.join(sorted(w for kind, w in notes if kind == NOT_LEARNT))}")
         questions, places = _without_images(texts, len(images), self.keys.placeholder)
         exchanges = tuple(zip(questions, answers, strict=True))
-        if rejected := self._rejected(value, images, notes):
+        if rejected := self._rejected(value, notes):
             if len(answers) - 1 in unlearnt:
                 raise Fault("the answer that is preferred is empty or not learnt")
             unlearnt = set(range(len(answers) - 1))
@@ -86,13 +90,13 @@ class Form:
         fields = tuple(images), system, frozenset(unlearnt), tuple(sorted(notes)), places
         return Row(id, exchanges, *fields, paired=bool(rejected))
 
-    def _rejected(self, value: Mapping, images: list, notes: set[Note]) -> str | None:
+    def _rejected(self, value: Mapping, notes: set[Note]) -> str | None:
         """Return the text of the row's rejected answer, if it has one: of a text, a turn, or a list of one turn."""
         turn = value.get(self.keys.rejected or "")
         if absent(turn):
             return None
         turn = turn[0] if isinstance(turn, list) and len(turn) == 1 else turn
-        text = self._text(turn.get(self.text) if isinstance(turn, dict) else turn, images, notes)
+        text = self._text(turn.get(self.text) if isinstance(turn, dict) else turn, [], notes)
         if not text.strip() or IMAGE in text:
             raise Fault(f"`{self.keys.rejected}` is one answer of text, got {short_repr(text)}")
         return text
@@ -152,8 +156,12 @@ class Form:
         return system, turns[begin:]
 
     def _text(self, content: object, images: list, notes: set[Note]) -> str:
-        """Return a turn's text, joined where it is a list of parts; an image part becomes a placeholder and joins `images`."""
+        """Return a turn's text, joined where it is a list of parts; an image part becomes a placeholder.
+
+        The image of each placeholder joins `images`: None where it is not named here.
+        """
         if isinstance(content, str):
+            images += [None] * content.count(IMAGE)
             return content
         if isinstance(content, list) and all(isinstance(part, dict) for part in content):
             parts = [_part(part, images, notes) for part in content]
@@ -210,7 +218,7 @@ def _other_keys(
 
 
 def _part(part: Mapping, images: list, notes: set[Note]) -> object:
-    """Return the text of a part of a turn: for an image the placeholder, and the image joins `images`."""
+    """Return the text of a part of a turn: for an image the placeholder, and the image (None: not named) joins `images`."""
     kind = part.get("type") or ("text" if absent(part.get("image")) else "image")
     if (type_ := TYPES.get(kind if isinstance(kind, str) else "")) is None:
         raise Fault(f"a part of a turn is text or image, got {short_repr(kind)}")
@@ -218,10 +226,11 @@ def _part(part: Mapping, images: list, notes: set[Note]) -> object:
     read, refused = (("type", "text"), REFUSED_TURN_KEYS) if is_text else (("type", *IMAGE_KEYS), REFUSED_KEYS)
     notes |= {(NOT_READ, f"{short_repr(key)} of a part") for key, _ in _other_keys(part, read, refused, "a part")}
     if is_text:
+        images += [None] * str(part.get("text")).count(IMAGE)
         return part.get("text")
     for named in (value for value in map(part.get, IMAGE_KEYS) if isinstance(value, dict)):
         notes |= {(NOT_READ, f"{short_repr(key)} of a part") for key, _ in _other_keys(named, IMAGE_FIELDS, {})}
-    images += _images(part, IMAGE_KEYS)
+    images += _images(part, IMAGE_KEYS) or [None]
     return IMAGE
 
 

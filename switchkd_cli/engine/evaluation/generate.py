@@ -66,10 +66,14 @@ class PromptedModel(LmmsModel):
         shown = [[Image.new("RGB", i.size, GREY) if self.blind else i for i in item.images] for item in items]
         texts = [self._text(item.prompt, len(each)) for item, each in zip(items, shown, strict=True)]
         lengths, answers = self.generate(texts, shown, items[0].limit)
-        for item, prompt, length in zip(items, lengths, self._answer_lengths(answers), strict=True):
+        ends = self._answer_lengths(answers)
+        for item, prompt, length in zip(items, lengths, ends, strict=True):
             item.at_limit = length > item.limit
             item.too_long = prompt + min(length, item.limit) > self.positions
-        return self.inputs.tokenizer.batch_decode(answers, skip_special_tokens=True)
+        said = [
+            ids[: end - 1] for ids, end in zip(answers.tolist(), ends, strict=True)
+        ]  # an end token may be no special one
+        return self.inputs.tokenizer.batch_decode(said, skip_special_tokens=True)
 
     def _text(self, prompt: str, images: int) -> str:
         """Return the conversation up to the answer, with the template's placeholder for each image."""

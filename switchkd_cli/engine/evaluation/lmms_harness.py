@@ -85,10 +85,17 @@ def run(model: LmmsModel, rows: Sequence[Benchmark], asked: Evaluation, folder: 
 
 
 def task_manager(rows: Sequence[Benchmark], tasks_path: str | None = None) -> TaskManager:
-    """Index only the benchmarks' task folders: reading all of lmms-eval's 1,900 task files takes many seconds."""
-    stock = [known_tasks(tasks_path)[row.task].file.parent for row in rows if row.stock]
+    """Index only the benchmarks' task folders: reading all of lmms-eval's 1,900 task files takes many seconds.
+
+    A name that several folders define is the benchmark's own file, or the user's before lmms-eval's.
+    """
+    stock = {row.task: known_tasks(tasks_path)[row.task].file for row in rows if row.stock}
     ours = [TASKS / row.task_folder if row.published else PLAYGROUND_TASKS for row in rows if not row.stock]
-    return TaskManager(include_path=list(dict.fromkeys(map(str, stock + ours))), include_defaults=False)
+    folders = [*ours, *(file.parent for file in stock.values())]  # of one name the first counts
+    manager = TaskManager(include_path=list(dict.fromkeys(map(str, folders))), include_defaults=False)
+    for task, file in stock.items():
+        manager.task_index[task]["yaml_path"] = str(file)
+    return manager
 
 
 def import_code(rows: Sequence[Benchmark], tasks_path: str | None) -> None:

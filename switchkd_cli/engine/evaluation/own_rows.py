@@ -31,8 +31,8 @@ NAMED = 10  # rows that one error names
 def questions(data: DataSet, limit: int | None, *, ranked: bool = False) -> list[Item]:
     """Return the first `limit` questions of a data set, or all.
 
-    Raises UserError naming rows that can't be read, conversations of several exchanges that depend on one another, and
-    system texts, which a benchmark's question has no place for. Where answers to a question are `ranked`, a row has one
+    Raises UserError naming rows that can't be read, conversations of several exchanges that depend on one another, answers
+    that aren't right ones, and system texts and images after a text, which a benchmark's question has no place for. Where answers to a question are `ranked`, a row has one
     question, and another row asks it too.
     """
     rows = registry.resolve("source", data.source)(cache_home(), **data.parameters)
@@ -43,6 +43,10 @@ def questions(data: DataSet, limit: int | None, *, ranked: bool = False) -> list
         row = rows[number]
         if row.system is not None:
             problems.append(f"row {row.id}: has a system text, which is not asked")
+        if row.places:
+            problems.append(f"row {row.id}: an image inside or behind a question; a benchmark shows all in front of it")
+        if row.unlearnt and not row.paired:
+            problems.append(f"row {row.id}: an answer that is empty or not to be learnt; it is no right one")
         if row.paired:
             problems.append(f"row {row.id}: a preference; a question has one right answer here")
         elif len(row.exchanges) > 1 and rows.turns == "chained":

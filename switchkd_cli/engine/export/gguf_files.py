@@ -43,7 +43,8 @@ def _refuses(model: Blueprint) -> Iterator[str]:
         yield from problems
         return
     text, features = model.config.text_config, features_of(model.config)
-    if model.config.vision_config.model_type != "siglip_vision_model":
+    is_siglip = model.config.vision_config.model_type == "siglip_vision_model"
+    if not is_siglip:
         yield f"{WRONG_CLIP} (student.vision: SigLIP)"
     elif features != (grid := patch_grid(model.config)[1] ** 2):
         yield f"it reads all {grid} patches of an image, the model {features} (student.feature_select=full)"
@@ -51,6 +52,14 @@ def _refuses(model: Blueprint) -> Iterator[str]:
         yield "it doesn't know how this tokenizer splits a text (student.tokenizer: Qwen2's, Llama 3's or GPT-2's)"
     if model.inputs.chained_only:
         yield f"{model.inputs.chained_only}: it would attend to all positions (student.language)"
+    acts = {"text": text.hidden_act, "projector": model.config.projector_hidden_act}
+    acts |= {"vision": model.config.vision_config.hidden_act} if is_siglip else {}
+    if unlike := [
+        f"{act} in place of {NAMES['activations'][of][0]}"
+        for of, act in acts.items()
+        if act not in NAMES["activations"][of]
+    ]:
+        yield f"its activations are built in: {', '.join(unlike)}"
     if (kind := (text.rope_parameters or {}).get("rope_type", "default")) != "default":
         yield f"rotary positions of type {kind} are not written (student.language)"
 

@@ -71,6 +71,12 @@ def design(spec: Parts, who: str = "student") -> LlavaBlueprint:
                 state = complete.model.language_model.state_dict() | {"lm_head.weight": complete.lm_head.weight}
             else:
                 state = load_weights(transformers.AutoModelForCausalLM, language).state_dict()
+            embedded = next(table for name, table in state.items() if name.endswith("embed_tokens.weight"))
+            if config.text_config.tie_word_embeddings and not torch.equal(state["lm_head.weight"], embedded):
+                raise UserError(
+                    f"{language}: its config ties the head to the embeddings, its file has another head",
+                    hint="set tie_word_embeddings to false in its config.json, wherever it stands there",
+                )
             state = widen(state, config.text_config.vocab_size)
             model.lm_head.load_state_dict({"weight": state.pop("lm_head.weight")})
             state = {name.removeprefix("model."): tensor for name, tensor in state.items()}
