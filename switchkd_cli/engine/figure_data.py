@@ -42,7 +42,9 @@ def knee_position(folder: RunFolder) -> KneePosition | None:
     transformers_logging.disable_progress_bar()
     run = folder.run()
     terms = [term for term in run.config.stages[-1].objective if term.on != "image"]
-    knees = {of.of: of for of in reversed(leading_knees(terms).values())}  # of several terms, the first one's
+    knees = {
+        of.of: of for of in reversed(leading_knees(terms).values()) if of.of in ORDER
+    }  # of several terms, the first one's
     if run.config.switch.adapter is not None:  # it is not kept
         knees.pop("switch", None)
     if not (knees and (rows := _choose_rows(run, folder)[:1])):

@@ -253,7 +253,7 @@ class Paths(nn.Module):
 
         It is one blank image where there is none and a part of the student that sees or reads it is trained.
         """
-        twin = self.one_tower and path.vision == "teacher"
+        twin = self.one_tower and path.vision == "teacher" and _one_preparation(batch)
         sees = "student" if twin else path.vision
         modules = [*self.student.parts["vision"], *self.student.parts["projector"], self.switch_adapter]
         parameters = (p for module in modules if module is not None for p in module.parameters())
@@ -274,6 +274,15 @@ class Paths(nn.Module):
             adapted = "adapted", sees, path.projector, path.images
             return once(shared, adapted, lambda: adapter(features, seen, images)), images
         return features, images
+
+
+def _one_preparation(batch: Batch) -> bool:
+    """Whether student and teacher see the same images: where they read unlike tokens, each has its own processor's."""
+    ours, theirs = (batch.reading(model).images for model in ("student", "teacher"))
+    alike = len(ours) == len(theirs) and all(a.keys() == b.keys() for a, b in zip(ours, theirs, strict=True))
+    return ours is theirs or (
+        alike and all(torch.equal(a[k], b[k]) for a, b in zip(ours, theirs, strict=True) for k in a)
+    )
 
 
 FILE = "switch_adapter.safetensors"

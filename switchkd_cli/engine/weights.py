@@ -2,7 +2,8 @@
 
 import math
 import os
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from os.path import isfile
 from pathlib import Path
 from pickle import UnpicklingError
@@ -20,6 +21,7 @@ from switchkd_cli.errors import MACHINE, UserError, for_each
 
 SAFE, PICKLED = "model.safetensors", "pytorch_model.bin"
 PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt")
+NUMBER = re.compile(r"\.\d+\.")  # of a layer, in a tensor's name
 SHOWN = 5  # tensors named in an error
 BROKEN = "the training that wrote them broke down, or the file is damaged: take an earlier checkpoint or fetch it again"
 
@@ -95,8 +97,8 @@ def load_weights(
     """Return the model with its stored weights, which are in transformers' own layout.
 
     `state`: tensors with the model's own names, in place of the stored ones; they were read from `parts`. Raises UserError
-    where tensors are missing or of another shape (they would silently stay random), and where they hold non-finite values
-    (every answer would be wrong).
+    where tensors are missing or of another shape (they would silently stay random), where config.json leaves out layers or
+    biases that are stored (it would be another model), and where tensors hold non-finite values (every answer would be wrong).
     """
     if state is None:
         files = weight_files(checkpoint)
@@ -125,6 +127,10 @@ def load_weights(
         tensor, shape, expected = misshapen[0]
         shapes = f"{list(shape)}, config.json says {list(expected)}"
         problems.append(f"{checkpoint}: {len(misshapen)} tensors of another shape: {tensor} is {shapes}")
+    if left := sorted(_left_of_own_layers(model, report["unexpected_keys"])):
+        problems.append(
+            f"{checkpoint}: {len(left)} tensors have no place in what config.json describes, such as {left[0]}"
+        )
     if problems:
         raise UserError(problems, hint="the weights and config.json are not of one model")
     named = (*model.named_parameters(), *model.named_buffers())
@@ -132,6 +138,16 @@ def load_weights(
         found = _non_finite_tensors(parts or (checkpoint,))
         raise UserError(found or f"{checkpoint}: {broken[0]} is not finite as {dtype}", hint=BROKEN)
     return model
+
+
+def _left_of_own_layers(model: PreTrainedModel, unread: Iterable[str]) -> Iterator[str]:
+    """Yield the tensors of layers and biases that the model would have in another size; others are of no part that it has."""
+    own = {name for name, _ in model.named_parameters()}
+    kinds = {NUMBER.sub(".", name) for name in own}
+    for name in unread:
+        weight = f"{name.removesuffix('bias')}weight"
+        if (NUMBER.search(name) and NUMBER.sub(".", name) in kinds) or (name.endswith(".bias") and weight in own):
+            yield name
 
 
 def check_memory(

@@ -259,6 +259,19 @@ def test_more_tensors_than_the_model_has_are_left_in_the_file(place):
     assert found.keys() == expected.keys() and all(torch.equal(found[n], expected[n]) for n in expected)
 
 
+@pytest.mark.parametrize(("left", "like"), [(".layers.9.mlp.", ".layers.0.mlp."), ("o_proj.bias", "o_proj.weight")])
+def test_layers_and_biases_that_the_config_leaves_out_are_no_other_model(place, left, like):
+    """A config of fewer layers would be read as a smaller model, without a word."""
+
+    def more(held, _):
+        known = next(name for name in held if like in name)
+        held[known.replace(like, left)] = held[known].clone()
+
+    tensors(place / "whole", more)
+    problem = refused(read, place / "whole")[0]
+    assert "1 tensors have no place in what config.json describes, such as " in problem and left in problem
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
 @pytest.mark.parametrize("value", [torch.nan, torch.inf, -torch.inf])
 def test_values_that_are_not_finite_are_named_by_file_and_tensor(place, value, dtype):

@@ -1,6 +1,8 @@
 """Checkpoints on disk: complete or absent, old ones removed, and found when a run resumes."""
 
 import json
+import random
+import shutil
 
 import pytest
 import torch
@@ -157,6 +159,27 @@ def test_a_score_is_the_mean_since_the_checkpoint_before(folder):
             writer.save(step, {"weights": {}})
     assert [one.score for one in checkpoints.saved(folder, "distill")] == [3.0, 5.0]
     assert writer.best().name == "distill-4"
+
+
+@pytest.mark.parametrize("stopped", [4, 13, 17, 22, 30])
+def test_the_best_is_the_same_wherever_a_run_was_interrupted(folder, stopped):
+    def trained(stop):
+        writer = CheckpointWriter(folder, "distill", Saving(best="loss", every_steps=10, every_minutes=None, keep=1))
+        noise = random.Random(0)
+        for step in range(1, 41):
+            writer.add_score({"loss": 2 - 0.01 * step + noise.gauss(0, 0.3)})
+            state = {"weights": {"w": torch.tensor([float(step)])}}
+            if writer.is_due(step):
+                writer.save(step, state)
+            if step == stop:  # as Loop does on a signal
+                writer.save(step, state, scored=False)
+                writer = CheckpointWriter(folder, "distill", writer.saving)
+                writer.restore(lambda _: None)
+        best = checkpoints.best_of(folder, "distill")
+        shutil.rmtree(folder.checkpoints)
+        return best.step, best.score
+
+    assert trained(stopped) == trained(None)
 
 
 def test_a_checkpoint_is_due_by_steps_by_minutes_or_never(folder, monkeypatch):

@@ -8,7 +8,9 @@ import torch
 from switchkd_cli import registry
 from switchkd_cli.engine.losses.cross_entropy import cross_entropy
 from switchkd_cli.engine.losses.ops.knee import TopKAtKnee
-from switchkd_cli.engine.training.diagnostics import Diagnostics
+from switchkd_cli.engine.paths import Paths
+from switchkd_cli.engine.training.diagnostics import Diagnostics, average
+from switchkd_cli.engine.training.objective import Objective
 from switchkd_cli.recipe.schema import Term
 from tests.support import reference_losses as reference
 from tests.support import tiny
@@ -170,3 +172,26 @@ def test_rows_are_looked_at_block_by_block_with_the_same_figures(logits, batch, 
     whole = asked(logits, batch, CE, term())
     monkeypatch.setattr("switchkd_cli.engine.training.figures.BLOCK", 3 * WIDE)
     assert asked(logits, batch, CE, term()) == pytest.approx(whole)
+
+
+@pytest.mark.parametrize("on", ["answer", "all"])
+def test_processes_are_averaged_by_the_positions_of_each_figure(tmp_path, on):
+    """Whatever positions the terms read: as one process would see all examples."""
+    student = tiny.model(seed=1)
+    paths = Paths(student, tiny.model(24, seed=2), len(student.inputs.tokenizer))
+    terms = [term("forward_kl", on=on), Term(name="ce", loss="cross_entropy"), term(name="vsd", on="all")]
+    objective = Objective(terms)
+    short = tiny.row("a", None, ("Say a very long thing that has many words in it. " * 3, "hi"))
+    long = tiny.row("b", None, ("Say.", "three red apples on the table at the top left and a bus"))
+
+    def seen(*rows):
+        batch = tiny.batch(student, tmp_path, which=list(rows))
+        found, keep = Diagnostics(terms), objective.keep(batch)
+        with torch.no_grad():
+            found.add(paths(batch, ("student", "teacher"), keep), batch, keep)
+        return found
+
+    every = seen(short, long).figures()
+    means = {name for name in every if not name.endswith(("/p5", "/p95"))}  # quantiles are no means
+    averaged = average([seen(short).counted(), seen(long).counted()])
+    assert {name: averaged[name] for name in means} == pytest.approx({name: every[name] for name in means}, rel=1e-4)

@@ -1,5 +1,7 @@
 """If V_S is frozen and equal to V_T, images are encoded once."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -81,3 +83,22 @@ def test_a_later_stage_that_trains_the_tower_looks_twice_again():
     paths = begun(pair(), train=["projector"])
     assert paths.one_tower
     assert not begun(paths, train=["vision", "projector"]).one_tower
+
+
+def test_a_tower_with_dropout_is_not_shared_it_would_blur_the_teacher():
+    paths = pair(vision={"attention_dropout": 0.3})
+    assert not begun(paths, train=["projector", "language"]).one_tower
+
+
+def test_a_teacher_whose_processor_prepares_images_otherwise_sees_its_own(tmp_path):
+    """Of unlike tokens, images of each model are in the batch."""
+    paths = begun(pair(), train=["projector", "language"])
+    batch = tiny.batch(paths.student, tmp_path)
+    others = tuple({**image, "pixel_values": image["pixel_values"] / 2} for image in batch.images)
+    unlike = replace(batch, others={("teacher", "switch"): replace(batch, images=others)})
+    keep = batch.predicting("answer")
+    shared, own = torch.cat([keep, torch.zeros_like(keep)], 1), torch.cat([torch.zeros_like(keep), keep], 1)
+    found = paths(unlike, ("teacher",), shared | own)["teacher"]
+    paths.one_tower = False
+    assert torch.equal(found, paths(unlike, ("teacher",), shared | own)["teacher"])
+    assert not torch.equal(found, paths(batch, ("teacher",), keep)["teacher"])

@@ -175,3 +175,5 @@ def test_order_visits_every_row_once_an_epoch():
 
 def test_epochs_become_steps():
     assert count_steps(stage(steps=None, epochs=1.0, batch=128), 665_298) == 5198
+    assert count_steps(stage(steps=None, epochs=1.1, batch=10, micro_batch=10), 100) == 11  # 12 in floats
+    assert count_steps(stage(steps=None, epochs=0.07, batch=7, micro_batch=7), 100) == 1

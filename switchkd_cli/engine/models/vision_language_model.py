@@ -191,10 +191,11 @@ class VisionLanguageModel(nn.Module):
         return together([w.transpose(0, 1) * t[:, None, None] for w, t in zip(of_images, text, strict=True)])
 
     def same_vision(self, other: Self) -> bool:
-        """Return whether both have the same tower, weight by weight, and read it at the same layers."""
+        """Return whether both have the same tower, weight by weight, without dropout, and read it at the same layers."""
         ours, theirs = (model.used_parameters("vision") for model in (self, other))
         alike = _feature_settings(self) == _feature_settings(other) and ours.keys() == theirs.keys()
-        return alike and all(torch.equal(ours[name], theirs[name]) for name in ours)
+        drops = any(rate for name, rate in self.model.config.vision_config.to_dict().items() if "drop" in name)
+        return alike and not drops and all(torch.equal(ours[name], theirs[name]) for name in ours)
 
     def generate(
         self, texts: Sequence[str], images: Sequence[Sequence[ProjectedImage]], generation: GenerationConfig

@@ -35,7 +35,7 @@ class CheckpointWriter:
 
     def __init__(self, folder: RunFolder, stage: str, saving: Saving) -> None:
         self.folder, self.stage, self.saving = folder, stage, saving
-        self._scores: list[float] = []  # of the steps since the last checkpoint
+        self._scores: list[float] = []  # of the steps since the last checkpoint that was scored
         self._written = time.monotonic()
         self._step = 0  # of the newest one
 
@@ -47,11 +47,11 @@ class CheckpointWriter:
         if not (saved := checkpoints.saved(self.folder, self.stage)):
             return
         try:
-            load(read_state(saved[0].path))
+            load(state := read_state(saved[0].path))
         except (SafetensorError, ValueError, KeyError, TypeError, AttributeError, RuntimeError) as error:
             problem = f"{self._name(saved[0].step)}: is not of this training: {type(error).__name__}: {error}"
             raise UserError(problem, hint="add --overwrite to start again") from error
-        self._step, self._scores = saved[0].step, []
+        self._step, self._scores = saved[0].step, state.get("scores", [])
 
     def add_score(self, figures: dict[str, float]) -> None:
         """Take in the step's figure that the best checkpoint is chosen by, if the step has it.
@@ -81,17 +81,20 @@ class CheckpointWriter:
         return self.saving.best is not None and self.saving.best.startswith(VALIDATION)
 
     def save(self, step: int, state: dict[str, Any], *, scored: bool = True) -> None:
-        """Write a checkpoint, which may become the best if `scored`; when it is complete, remove those not to be kept.
+        """Write a checkpoint; when it is complete, remove those not to be kept.
 
+        It may become the best if it is `scored`: not where a stop decides the moment, which may be of too few steps.
         Raises UserError when it can't be written (code MACHINE) or the weights are non-finite (CRASH): older checkpoints
         stay.
         """
         if step == self._step:
             return
         score = sum(self._scores) / len(self._scores) if scored and self._scores else None
+        left = [] if scored else self._scores
         try:
             with checkpoints.writing(self.folder, self.stage, step) as partial:
-                write_state({**state, "score": score, "lengths": self.folder.lengths()}, partial)
+                more = {"score": score, "scores": left, "lengths": self.folder.lengths()}
+                write_state({**state, **more}, partial)
         except (OSError, SafetensorError) as error:
             what = f"could not be written ({bytes_of(state) / 2**20:,.0f} MiB)"
             why = getattr(error, "strerror", None) or str(error)
@@ -102,7 +105,7 @@ class CheckpointWriter:
             hint = f"{self.newest()}: lower the learning rate: stages.{self.stage}.lr"
             raise UserError(what, hint=hint, code=CRASH) from error
         checkpoints.prune(self.folder, self.stage, keep=self.saving.keep, best=self.saving.best is not None)
-        self._step, self._scores, self._written = step, [], time.monotonic()
+        self._step, self._scores, self._written = step, left, time.monotonic()
 
     def best(self) -> Path | None:
         """Return the best checkpoint's folder, if the recipe wants one and a score was taken."""

@@ -9,6 +9,7 @@ import shutil
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
+from fractions import Fraction
 from functools import partial
 from itertools import count as count_from
 from itertools import islice
@@ -39,7 +40,9 @@ def count_steps(stage: Stage, rows: int) -> int:
 
     Raises UserError for a mixer with more rounds than steps.
     """
-    steps = stage.steps or math.ceil((stage.epochs or 0) * rows / stage.batch)
+    steps = stage.steps or math.ceil(
+        Fraction(str(stage.epochs or 0)) * rows / stage.batch
+    )  # as it is written, not as a float
     if stage.mixer is not None and stage.mixer.rounds > steps:
         problem = f"stages.{stage.name}.mixer.rounds: a round takes a step or more, and the stage has {steps:,}"
         raise UserError(f"{problem}: got {stage.mixer.rounds}", hint=f"stages.{stage.name}.mixer.rounds={steps}")

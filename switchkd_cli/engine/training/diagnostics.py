@@ -16,6 +16,9 @@ SHARE = "vision_share/"
 """Begins the names of figures: the share of a term's gradient that reaches V_S and not only the switch's adapter."""
 
 
+Counted = tuple[float, int]
+"""A figure, and the number of positions that it is of."""
+
 AGAINST_TEACHER = (
     Figure(name="teacher_ce", loss="loss", of="teacher", answers="given"),
     Figure(name="student_ce", loss="loss", answers="given"),
@@ -71,15 +74,19 @@ class Diagnostics:
 
     def figures(self) -> dict[str, float]:
         """Return the figures over all positions taken in."""
+        return {name: value for name, (value, _) in self.counted().items()}
+
+    def counted(self) -> dict[str, Counted]:
+        """Return the same with the number of each figure's positions."""
         values = {name: torch.cat(parts) for name, parts in self._values.items()}
-        figures = {name: of.mean().item() for name, of in values.items() if of.ndim == 1}
+        figures = {name: (of.mean().item(), len(of)) for name, of in values.items() if of.ndim == 1}
         for leader in (of for of, knee in self.knees.items() if knee.name in values):
             rank, k, mass = values[self.knees[leader].name].T.contiguous()
             low, high = torch.quantile(k, k.new_tensor([0.05, 0.95])).tolist()
             raised, cut, *means = (of.float().mean().item() for of in (rank < k, rank > k, k, mass))
             of_k = {"mean": means[0], "p5": low, "p95": high, "raised": raised, "cut": cut}
-            figures |= {f"k/{leader}/{name}": value for name, value in of_k.items()}
-            figures[f"mass/{leader}"] = means[1]
+            found = {f"k/{leader}/{name}": value for name, value in of_k.items()} | {f"mass/{leader}": means[1]}
+            figures |= {name: (value, len(k)) for name, value in found.items()}
         return figures
 
 
@@ -124,13 +131,12 @@ def gradient_norms_by_term(
     return norms
 
 
-def average(diagnostics: Sequence[Mapping[str, float]], positions: Sequence[int]) -> dict[str, float]:
-    """Return each diagnostic's mean over the processes that have it, weighted by the positions that they looked at.
+def average(diagnostics: Sequence[Mapping[str, Counted]]) -> dict[str, float]:
+    """Return each diagnostic's mean over the processes that have it, weighted by its positions there.
 
     This is exact for means over positions; of quantiles and norms it is the mean.
     """
     if len(diagnostics) == 1:
-        return dict(diagnostics[0])
-    pairs = ((each, count) for each, count in zip(diagnostics, positions, strict=True) if count)
-    found = grouped((name, (value, count)) for each, count in pairs for name, value in each.items())
+        return {name: value for name, (value, _) in diagnostics[0].items()}
+    found = grouped((name, of) for each in diagnostics for name, of in each.items() if of[1])
     return {name: sum(n * value for value, n in of) / sum(n for _, n in of) for name, of in found.items()}

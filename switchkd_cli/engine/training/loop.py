@@ -238,7 +238,7 @@ class Loop:
                 if problem is not None:
                     raise problem
             except UserError:
-                self.save()
+                self.save(scored=False)
                 raise
         return group
 
@@ -267,7 +267,7 @@ class Loop:
 
     def _stop(self, number: int) -> None:
         """Save, and raise Stopped for a signal."""
-        self.save()
+        self.save(scored=False)
         saved = "saved" if self.writer is not None else "nothing is kept"
         where = f"stage {self.stage.name}, after step {self.step} of {self.steps}"
         raise Stopped(number, f"{signal.Signals(number).name}: {where}: {saved}")
@@ -300,7 +300,7 @@ class Loop:
             text = f"in {empty} of {self.step} steps no term had anything to compare: they trained nothing"
             self._log("warning", text, about="empty steps")
         try:
-            self.save(scored=False)  # it may be of too few steps to be called the best
+            self.save(scored=False)
         except UserError as error:
             if error.code != MACHINE:
                 raise

@@ -16,7 +16,7 @@ from switchkd_cli.engine.models.low_rank import add_adapters
 from switchkd_cli.engine.paths import Paths
 from switchkd_cli.engine.teacher_states import TeacherStates
 from switchkd_cli.engine.training.chunked import ChunkedObjective, compare_with_dense
-from switchkd_cli.engine.training.diagnostics import Diagnostics, average, gradient_norms_by_term
+from switchkd_cli.engine.training.diagnostics import Counted, Diagnostics, average, gradient_norms_by_term
 from switchkd_cli.engine.training.objective import LossInputs, Objective
 from switchkd_cli.engine.training.optimizer import TorchReplica, make_schedule
 from switchkd_cli.engine.training.processes import ALONE, Processes
@@ -120,7 +120,7 @@ class Trainer:
         factor = self.schedule.lr_lambdas[0](self.schedule.last_epoch)
         rates, weights, states = self._learning_rates(factor), self.states.weights(progress), self.states.adding()
         losses: dict[str, float] = {}
-        diagnostics: dict[str, float] = {}
+        diagnostics: dict[str, Counted] = {}
         non_finite: list[NonFinite] = []
         for batch in group:
             last = batch is group[-1]
@@ -130,7 +130,8 @@ class Trainer:
                 heads, kept = self.replica.heads, self.states.of_losses
                 inputs = LossInputs(outputs, heads, batch, keep, counts, progress, weights, kept)
                 if checked and batch is group[0] and inputs.heads is not None:
-                    diagnostics = compare_with_dense(self.objective, inputs)
+                    apart = compare_with_dense(self.objective, inputs)
+                    diagnostics = {name: (value, int(keep.sum())) for name, value in apart.items()}
                 of_logits = Diagnostics(self.stage.objective) if diagnosed and last else None
                 looks = (of_logits.add, of_logits.add_values) if of_logits else ()
                 loss, parts = self.loss(inputs._replace(states=states), *looks)
@@ -139,13 +140,14 @@ class Trainer:
                 for name, value in values.items():
                     losses[f"loss/{name}"] = losses.get(f"loss/{name}", 0.0) + value
                 if of_logits and not non_finite:
-                    diagnostics |= self._gradient_norms(inputs) | of_logits.figures()
+                    norms = {name: (norm, int(keep.sum())) for name, norm in self._gradient_norms(inputs).items()}
+                    diagnostics |= norms | of_logits.counted()
                 # processes' gradients are averaged; the counts are those of all of them already
                 loss = loss * self.processes.count
                 self.replica.backward(loss * math.nan if broken else loss)  # no step is taken on NaN
         sums = {name: state.sums for name, state in states.items()}
-        of_processes = self.processes.gather((losses, non_finite, diagnostics, int(keep.sum()), sums))
-        of_losses, of_broken, of_diagnostics, positions, of_sums = zip(*of_processes, strict=True)
+        of_processes = self.processes.gather((losses, non_finite, diagnostics, sums))
+        of_losses, of_broken, of_diagnostics, of_sums = zip(*of_processes, strict=True)
         non_finite = [figure for each in of_broken for figure in each]
         norm = self.replica.step()
         if not (non_finite or math.isfinite(norm)):
@@ -161,7 +163,7 @@ class Trainer:
         figures |= self.objective.aligned(counts) | {f"weight/{name}": of for name, of in weights.items()}
         if not non_finite:
             self.states.update(values, self.compared, of_sums, progress, factor)
-        return figures | ({} if non_finite else average(of_diagnostics, positions)), non_finite
+        return figures | ({} if non_finite else average(of_diagnostics)), non_finite
 
     @property
     def progress(self) -> float:
