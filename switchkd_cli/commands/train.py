@@ -13,6 +13,7 @@ from switchkd_cli.planning import preflight
 from switchkd_cli.recipe.load import load_many, load_rows
 from switchkd_cli.recipe.named_files import find, find_or_none
 from switchkd_cli.recipe.run import Run
+from switchkd_cli.report.grouping import grouped
 from switchkd_cli.runs import run_folder
 from switchkd_cli.runs.run_folder import RunFolder
 from switchkd_cli.scheduler import launch, pool
@@ -94,7 +95,7 @@ def run_all(request: RunRequest) -> list[RunFolder]:
     tables, options, config, jobs, matrix = request
     planned = [run for runs in tables.values() for run in runs]
     if options.dry_run:
-        first = [run for runs in tables.values() for run in runs if run.seed == runs[0].seed]
+        first = [own[0] for runs in tables.values() for own in grouped((run.row, run) for run in runs).values()]
         show_plans(first, list(tables), options, config)
         if matrix:
             _show_counts(planned, options.out)

@@ -92,8 +92,7 @@ def check_batches(runs: Iterable[Run], processes: int) -> None:
     if uneven := [stage for stage in stages if stage.batch % processes]:
         must = f"must be a multiple of the {processes} processes"
         problems = [f"stages.{stage.name}.batch: {must}, got {stage.batch}" for stage in uneven]
-        smallest = min(stage.batch for stage in uneven)
-        divisor = max(n for n in range(1, processes) if smallest % n == 0)
+        divisor = max(n for n in range(1, processes) if not any(stage.batch % n for stage in stages))
         raise UserError(list(dict.fromkeys(problems)), hint=f"--gpus {divisor}, or change the batch")
     if parted := [stage for stage in stages if stage.parts_examples(processes)]:
         told = "examples that are ranked or mixed with one another are in one, a process holds only"

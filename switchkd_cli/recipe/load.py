@@ -78,9 +78,7 @@ def load_many(
         if wanted == []:
             problem = f"{recipe.file}: has none of the rows {', '.join(rows or ())} (known: {', '.join(recipe.rows)})"
             raise UserError(problem, hint="leave out the recipe, or --rows for all rows")
-        first = recipe.runs(wanted, overrides, seed)
-        others = [recipe.runs(wanted, overrides, first[0].seed + i) for i in range(1, seeds)]
-        return tuple(run for row in zip(first, *others, strict=True) for run in row)
+        return tuple(run.with_seed(run.seed + i) for run in recipe.runs(wanted, overrides, seed) for i in range(seeds))
 
     return dict(zip([Path(recipe.file) for recipe in recipes], for_each(recipes, runs), strict=True))
 
@@ -157,8 +155,8 @@ def _parsed(overrides: Sequence[str]) -> tuple[dict[str, Any], list[str]]:
         key, equals, value = text.partition("=")
         if not equals or not key:
             problems.append(f"override: {text}: must be key=value, such as stages.distill.lr=1e-4")
-        elif key.split(".")[0] in ("rows", "controls"):
-            problems.append(f"override: {key}: rows are chosen with --row, or changed in the file")
+        elif chosen := patches.CHOSEN.get(key.split(".")[0]):
+            problems.append(f"override: {key}: {chosen}")
         else:
             try:
                 values[key] = yaml_positions.value(value)
@@ -187,7 +185,7 @@ class Pace(Strict):
             fields["lr"] = float(f"{stage.lr * self.lr:.6g}")
         if stage.batch:
             fields["batch"] = max(1, round(stage.batch * self.batch))
-        if stage.epochs:
+        if stage.epochs and not stage.steps:
             fields["steps"] = max(1, round(stage.epochs * self.epoch))
         return fields
 
@@ -223,7 +221,7 @@ class World(Strict):
         if name not in files:
             raise UserError(f"--world: unknown world, got {name!r}{did_you_mean(name, files)}")
         file = str(files[name])
-        data = yaml_positions.read(Path(file).read_text(encoding="utf-8"), file)
+        data = yaml_positions.read(patches.text_of(files[name]), file)
         world, wrong = fitted(cls, data)
         if world is None:
             raise UserError([line(data, path, message, file) for path, message in wrong])
@@ -261,7 +259,8 @@ class World(Strict):
                 for i, stage in enumerate(recipe.stages):
                     if stage.trained_on[:1] == (name,):
                         changed = data_set.pace.of(stage) | self.fields.stage
-                        values |= {f"stages.{i}.{key}": value for key, value in changed.items()}
+                        kept = {"micro_batch"} if stage.ranks_examples else set()  # among which examples, says the row
+                        values |= {f"stages.{i}.{key}": changed[key] for key in changed.keys() - kept}
         if stand_ins:
             if at(data, "evaluation") is not None:
                 values |= {f"evaluation.{key}": value for key, value in self.fields.evaluation.items()}

@@ -14,6 +14,7 @@ from collections.abc import Mapping, Sequence
 from functools import cache
 from os.path import isfile
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from switchkd_cli.errors import UserError, did_you_mean
@@ -28,18 +29,28 @@ OPTIONAL_GROUPS = ("checkpoints", "deepspeed", "switch")
 """Groups of settings that all have defaults: a path may lead into them although the recipe does not have them."""
 
 
+_ROWS, _WORLD = "rows are chosen with --row, or changed in the file", "a world is chosen with --world"
+CHOSEN = {"rows": _ROWS, "controls": _ROWS, "world": _WORLD, "stand_ins": _WORLD}
+"""Fields that no row or override sets, and why."""
+
+
 class PathError(Exception):
     """A path that does not exist. The message says what it got and what was near."""
 
 
-def apply(data: Any, values: Mapping[str, Any], place: str = "override") -> tuple[Any, dict[str, str]]:
+def apply(
+    data: Any, values: Mapping[str, Any], place: str = "override", refused: Mapping[str, str] = MappingProxyType({})
+) -> tuple[Any, dict[str, str]]:
     """Set each dotted path to its value, where it exists. Only the last key may be new, and the `OPTIONAL_GROUPS`.
 
-    Returns the changed data and, by path, why a value could not be set. Values were written at `place`, or where `values`
+    Returns the changed data and, by path, why a value could not be set; of the `refused` fields that is given. Values were written at `place`, or where `values`
     was read from.
     """
     data, misfits = copy.deepcopy(data) if values else data, {}
     for dotted, value in values.items():
+        if why := refused.get(dotted.split(".")[0]):
+            misfits[dotted] = why
+            continue
         try:
             _set(data, dotted, value, getattr(values, "places", {}).get(dotted, place))
         except PathError as error:
@@ -87,7 +98,7 @@ def _step(target: Any, step: str, done: list[str]) -> Step:
         names = [item_name(item) for item in target]
         if step in names:
             return names.index(step)
-        if step.isdecimal() and int(step) < len(target):
+        if step.isdecimal() and len(step) < 10 and int(step) < len(target):
             return int(step)
         known = [name for name in names if name]
     else:
@@ -124,13 +135,13 @@ def patch(layer: Any, data: Any, path: Sequence[Step] = ()) -> tuple[Any, list[s
 
 def set_from(layer: Any, data: Any, path: Sequence[Step]) -> tuple[Any, list[str]]:
     """Apply the values that are written at `path` in `layer`; returns the data and a line for each that can't be applied."""
-    data, misfits = apply(data, mapping(at(layer, *path)))
+    data, misfits = apply(data, mapping(at(layer, *path)), refused=CHOSEN)
     return data, [line(layer, (*path, key), message) for key, message in misfits.items()]
 
 
 def _merged(path: Path, above: Sequence[Path]) -> tuple[PlacedDict, list[str]]:
     """Return the data of `path` and the problems of its patches; `above` are the files that extend it."""
-    data = yaml_positions.read(_text(path), str(path))
+    data = yaml_positions.read(text_of(path), str(path))
     if not isinstance(data, PlacedDict):
         raise UserError(f"{path}: a recipe is a mapping, got {'nothing' if data is None else repr(data)}")
     if EXTENDS not in data:
@@ -172,14 +183,15 @@ def _printed() -> dict[str, Any]:
     """Return the entries of all files in recipes/printed/, with their places."""
     entries: dict[str, Any] = {}
     for file in yaml_files("printed").values():
-        entries |= mapping(_parsed(file.read_text(encoding="utf-8"), str(file)))
+        entries |= mapping(_parsed(text_of(file), str(file)))
     return entries
 
 
 _parsed = cache(yaml_positions.read)
 
 
-def _text(path: Path) -> str:
+def text_of(path: Path) -> str:
+    """Return a YAML file's text. Raises UserError where it can't be read."""
     try:
         if path.exists() and not path.is_file():  # a pipe or a device may have no end
             raise OSError("not a file")

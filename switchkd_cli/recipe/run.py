@@ -18,6 +18,7 @@ from switchkd_cli.files.hashes import cache_home, content, digest_of, short_hash
 from switchkd_cli.recipe import yaml_positions
 from switchkd_cli.recipe.named_files import data_files, locate
 from switchkd_cli.recipe.schema import DataSet, Evaluation, Model, Recipe
+from switchkd_cli.recipe.validate import best_figure
 
 DATASET = "dataset"  # the parameter of a source that names a folder of data, or a hub id
 CARD = "README.md"  # describes a model, and is no part of it
@@ -196,6 +197,9 @@ class Run:
         """Return the fields whose inputs have changed since the keys were computed."""
         return changed_fields(self.inputs, replace(self, fingerprints=Fingerprints()).inputs)
 
+    def with_seed(self, seed: int) -> Self:
+        return replace(self, config=self.config.model_copy(update={"seed": seed}))
+
     def leading(self) -> Self:
         """Return the run of the leading stages, those that need no teacher; the run itself where that is all it does.
 
@@ -208,6 +212,8 @@ class Run:
         config = self.config.model_copy(update={"stages": self.config.stages[:count], "evaluation": None})
         if config == self.config:
             return self
+        if any(best_figure(config)):  # of a later stage
+            config = config.model_copy(update={"checkpoints": config.checkpoints.model_copy(update={"best": None})})
         return replace(self, row=f"{self.row}.pretrain", title=f"{self.title}, pre-trained", config=config, paper={})
 
     def stage_key(self, index: int) -> str:

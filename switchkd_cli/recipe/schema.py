@@ -629,12 +629,16 @@ class Stage(Strict):
         each = self.batch // processes
         return max(n for n in range(1, min(self.micro_batch or each, each) + 1) if each % n == 0)
 
+    @property
+    def ranks_examples(self) -> bool:
+        """Whether a focus ranks the examples of a micro-batch."""
+        return any(term.focus is not None and term.focus.of == "examples" for term in self.objective)
+
     def parts_examples(self, processes: int) -> bool:
         """Whether the micro-batches of these processes part examples that a focus ranks, or two whose images are mixed."""
         held = self.micro_batch_of(processes)
-        ranked = any(term.focus is not None and term.focus.of == "examples" for term in self.objective)
         mixed = any(path.images == "mixed" for path in self.readings.values())
-        return (ranked and held != (self.micro_batch or self.batch)) or (mixed and held % 2 == 1)
+        return (self.ranks_examples and held != (self.micro_batch or self.batch)) or (mixed and held % 2 == 1)
 
     @property
     def paths(self) -> frozenset[str]:

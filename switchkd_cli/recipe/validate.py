@@ -36,7 +36,7 @@ def check(data: Mapping[str, Any], unfit: Iterable[Problem] = ()) -> Iterator[Pr
     `unfit`: what is wrong by the schema; nothing more is said about these fields, nor about what is in them.
     """
     recipe, wrong = Recipe.as_far_as_it_fits(data), {path for path, _ in unfit}
-    for checks in (_models, _paths, _names, _stages, _switch, _sharding, _checkpoints, _evaluation):
+    for checks in (_models, _paths, _names, _stages, _switch, _sharding, best_figure, _evaluation):
         for path, problem in checks(recipe):
             if wrong.isdisjoint(path[:end] for end in range(1, len(path) + 1)):
                 yield path, problem
@@ -389,7 +389,8 @@ def _sharding(recipe: Recipe) -> Iterator[Problem]:
             yield ("stages", i, "lora", "dora"), "reads whole weights: needs deepspeed.zero: 2 or less, got True and 3"
 
 
-def _checkpoints(recipe: Recipe) -> Iterator[Problem]:
+def best_figure(recipe: Recipe) -> Iterator[Problem]:
+    """Yield what is wrong with the figure that the best checkpoint is chosen by."""
     terms = [term for stage in recipe.stages for term in stage.objective]
     figures = [*schema.FIGURES, *dict.fromkeys(f"loss/{term.name}" for term in terms)]
     figures = [name for name in figures if not name.startswith(VALIDATION)]

@@ -127,6 +127,9 @@ def test_a_batch_that_can_t_be_shared_out_is_reported_before_anything_starts(tmp
         "stages.distill.batch: must be a multiple of the 3 processes, got 8",
     )
     assert refused.value.hint == "--gpus 2, or change the batch"
+    with pytest.raises(UserError) as refused:  # what fits the smallest batch may not fit the others
+        preflight.check_batches(load_rows(write(tmp_path), overrides=["stages.distill.batch=12"]), 8)
+    assert refused.value.hint == "--gpus 4, or change the batch"
 
 
 @pytest.fixture

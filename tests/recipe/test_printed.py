@@ -47,6 +47,12 @@ def test_a_mistake_among_the_printed_numbers_is_reported_where_it_was_written(tm
     assert problem.startswith(f"{printed}:2: rows.switch-kd.paper.gqq: unknown benchmark, got 'gqq'")
 
 
+def test_printed_numbers_that_are_no_text_are_a_user_s_error(tmp_path, printed):
+    printed.write_bytes(b"# caf\xe9\n")
+    with pytest.raises(UserError, match="ours.yaml: not readable: 'utf-8' codec"):
+        load(write(tmp_path, (INLINE, "paper: table-9")))
+
+
 def test_every_number_is_written_once():
     entries = yaml_positions.read(PRINTED.read_text(), str(PRINTED))
     assert len({tuple(entry.items()) for entry in entries.values()}) == len(entries)

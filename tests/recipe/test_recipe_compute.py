@@ -112,3 +112,11 @@ def test_rows_in_the_playground_take_equal_operations_after_the_first_stage(reci
 def test_the_control_costs_what_the_row_costs_with_stand_ins_too(recipe, control, row, tmp_path):
     costs = after_the_first_stage(load_rows(RECIPES / f"{recipe}.yaml", [control, row], world="playground"), tmp_path)
     assert costs[control] == pytest.approx(costs[row], rel=0.02)
+
+
+def test_the_control_of_a_student_of_other_tokens_costs_what_it_costs(tmp_path):
+    """Each model's own tokens are counted. The reader is made by playground/reader_bpe.yaml, of these sizes."""
+    (made,) = load_rows(RECIPES / "playground" / "reader_bpe.yaml")[:1]
+    rows, change = ["switch-kd", "sft-compute"], f"student.language={made.config.student.language.model_dump_json()}"
+    costs = after_the_first_stage(load_rows(RECIPES / "unlike_tokenizer.yaml", rows, [change]), tmp_path)
+    assert costs["sft-compute"] == pytest.approx(costs["switch-kd"], rel=0.01)

@@ -8,7 +8,7 @@ import pytest
 from pydantic import ValidationError
 
 from switchkd_cli.errors import UserError
-from switchkd_cli.recipe.load import load, load_rows
+from switchkd_cli.recipe.load import load, load_many, load_rows
 from tests.support.small_recipe import write
 
 
@@ -179,3 +179,35 @@ def test_a_validation_is_part_of_its_stage_s_key_and_absent_from_recipes_without
     assert after.stage_key(0) == before.stage_key(0) and after.stage_key(1) != before.stage_key(1)
     more = load(write(tmp_path, others, validated, ("limit: 5", "limit: 6")))
     assert more.stage_key(0) == after.stage_key(0) and more.stage_key(1) != after.stage_key(1)
+
+
+def test_the_best_of_a_later_stage_is_none_of_the_leading_ones(tmp_path):
+    """Its text is a recipe, whatever figure the whole recipe is chosen by."""
+    file = write(tmp_path)
+    for best, kept in (("loss/vsd", None), ("loss", "loss"), ("loss/cross_entropy", "loss/cross_entropy")):
+        leading = load(file, overrides=[f"checkpoints.best={best}"]).leading()
+        assert leading.config.checkpoints.best == kept
+        again = tmp_path / "again.yaml"
+        again.write_text(leading.text)
+        assert load(again).config == leading.config
+
+
+def test_seeds_count_from_each_row_s_own_first(tmp_path):
+    file = write(tmp_path, ("sft: {title: SFT,", "sft: {title: SFT, set: {seed: 2},"))
+    (runs,) = load_many([str(file)], ["switch-kd", "sft"], seeds=3).values()
+    assert [(run.row, run.seed) for run in runs] == [
+        *(("switch-kd", seed) for seed in (0, 1, 2)),
+        *(("sft", seed) for seed in (2, 3, 4)),
+    ]
+    assert len({run.key for run in runs}) == 6
+    (runs,) = load_many([str(file)], ["switch-kd", "sft"], seeds=2, seed=5).values()
+    assert [run.seed for run in runs] == [5, 6, 5, 6]
+
+
+@pytest.mark.parametrize("change", ["world=playground", "stand_ins={}", "rows.sft.title=x", "controls=[sft]"])
+def test_no_change_chooses_a_row_or_a_world(tmp_path, change):
+    with pytest.raises(UserError, match="chosen with --"):
+        load(write(tmp_path), overrides=[change])
+    key, value = change.split("=")
+    with pytest.raises(UserError, match=rf"small.yaml:\d+: rows.long.set.{key}: .* chosen with --"):
+        load(write(tmp_path, ("set: {stages.distill.steps: 20", f"set: {{{key}: {value}, stages.distill.steps: 20")))

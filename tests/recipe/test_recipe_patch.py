@@ -24,6 +24,11 @@ def test_paths_walk_lists_by_name_and_by_number():
     assert patches.apply(data(), {"stages.a.train.1": "z"})[0]["stages"][0]["train"] == ["x", "z"]
 
 
+def test_a_number_of_thousands_of_digits_is_no_place_in_a_list():
+    (misfit,) = patches.apply(data(), {f"stages.{'9' * 5000}.lr": 2})[1].values()
+    assert misfit.startswith("no such field in stages, got '999")
+
+
 def test_a_new_key_may_be_set_in_a_mapping():
     assert patches.apply(data(), {"student.language": "l"})[0]["student"] == {"vision": "v", "language": "l"}
 

@@ -158,3 +158,24 @@ def test_what_a_row_sets_in_a_world_is_checked_in_every_world(recipe, world):
         in found
     )
     assert "rows.long.worlds.tow: unknown world, got 'tow' (did you mean 'toy'?)" in found
+
+
+def test_steps_that_a_row_sets_in_a_world_win_over_the_epochs_it_inherits(recipe):
+    text = recipe.read_text().replace("sft: {", "sft: {worlds: {toy: {stages.distill.steps: 7}}, ")
+    recipe.write_text(text)
+    stage = load(recipe, "sft", world="toy").config.stages[-1]
+    assert (stage.steps, stage.epochs) == (7, None)
+
+
+def test_examples_are_ranked_among_as_many_in_every_world(recipe):
+    ranked = "{stages.distill.objective.align.focus: {by: teacher_entropy, of: examples}}"
+    recipe.write_text(recipe.read_text().replace("sft: {title: SFT, drop: [align, vsd]}", f"ranked: {{set: {ranked}}}"))
+    recipe.write_text(recipe.read_text().replace("controls: [sft]", "controls: []").replace("batch: 8", "batch: 200"))
+    assert load(recipe, "ranked", world="toy").config.stages[-1].micro_batch == 2
+    assert load(recipe, world="toy").config.stages[-1].micro_batch is None
+
+
+def test_a_world_that_is_no_text_is_a_user_s_error(recipe, tmp_path):
+    (tmp_path / "worlds" / "toy.yaml").write_bytes(b"# caf\xe9\n")
+    (problem,) = problems(recipe)
+    assert "toy.yaml: not readable: 'utf-8' codec" in problem

@@ -51,12 +51,13 @@ def ablation(
     }
     ours = next(iter(rows.values()))
     reference = next((rows[name] for name in (*controls, SFT) if name in rows and rows[name] is not ours), None)
-    missing = {row: [s for s in seeds if s not in {run.seed for run in row.runs}] for row in rows.values()}
+    wanted = grouped((rows[run.row], run.seed) for run in planned)  # a row may have a first seed of its own
+    missing = {row: [s for s in wanted[row] if s not in {run.seed for run in row.runs}] for row in rows.values()}
     average = columns.run_average
     gains = {row: ours.minus(row, average) for row in missing if row is not ours}
     verdicts = grouped((_verdict(gain), row.title) for row, gain in gains.items() if gain)
 
-    gained: list[Column] = [("row", "title"), ("seeds", lambda row: row.count(len(seeds)))]
+    gained: list[Column] = [("row", "title"), ("seeds", lambda row: row.count(len(wanted[row])))]
     gained.append(("average", lambda row: row.mean(average)))
     if reference:
         over_it = {row: row.minus(reference, average) for row in missing if row is not reference}
