@@ -256,10 +256,14 @@ def test_every_answer_that_is_not_to_the_same_question_is_named_at_once(root):
 def test_seeds_of_one_row_with_other_settings_are_refused(root):
     """As a run with an override leaves them, next to those without."""
     first, second = (finished(root, "switch-kd", seed) for seed in (0, 1))
-    second.recipe.write_text(second.recipe.read_text().replace("steps: 300", "steps: 400"))
+    text = second.recipe.read_text()
+    more = "title: Mine\nseed: 1\nteacher: {weights: offloaded}\n"  # what no result depends on
+    second.recipe.write_text(more + text.replace("batch: 32}]", "batch: 32, activation_checkpointing: true}]"))
+    compared(first, second, finished(root, "sft"))
+    second.recipe.write_text(text.replace("steps: 300", "steps: 400"))
     second.record.write_text(json.dumps(second.info() | {"inputs": {"student.vision": "other"}}))
     with pytest.raises(UserError) as refused:
-        compared(first, second, finished(root, "sft"))
+        compared(first, second, RunFolder(root / "quick" / "sft" / "seed0"))
     assert refused.value.problems == (
         f"{second.path}: stages.distill.steps is 400, that of {first.path} is 300",
         f"{second.path}: inputs.student.vision is other, that of {first.path} is None",

@@ -1,6 +1,6 @@
 """Read a finished run, or an evaluated model, from its folder."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Container, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -11,7 +11,7 @@ from switchkd_cli.errors import UserError, printable, shown
 from switchkd_cli.files.atomic import json_lines, read_json
 from switchkd_cli.recipe import patches
 from switchkd_cli.recipe.named_files import ASSETS, SHIPPED
-from switchkd_cli.recipe.run import NOT_IN_KEYS
+from switchkd_cli.recipe.run import NOT_IN_KEYS, NOT_IN_KEYS_OF_STAGES, NOT_IN_KEYS_OF_TEACHER
 from switchkd_cli.report.grouping import grouped
 from switchkd_cli.report.stats.baselines import BASELINES, yes_no
 from switchkd_cli.report.stats.stored_answers import AnswerLine, Reader, read_answers, readable, reread, units
@@ -102,7 +102,6 @@ def read(folder: RunFolder) -> ScoredRun:
         return ScoredRun(folder.path, UNKNOWN, name, name, None, results)
     info = folder.info(*NAMES)
     resolved = check(Resolved, patches.read(folder.recipe)[0], folder.recipe)
-    without_seed = {name: value for name, value in resolved.items() if name not in {"seed", *NOT_IN_KEYS}}
     lines = folder.entries()
     steps = [line for line in lines if "step" in line and type(line.get("seconds")) in (int, float)]
     peaks = [line["memory_mib"] for line in lines if type(line.get("memory_mib")) in (int, float)]
@@ -118,13 +117,24 @@ def read(folder: RunFolder) -> ScoredRun:
         info=info,
         paper=info.get("paper") or {},
         versions=info.get("versions") or {},
-        settings=dict(_leaves({**without_seed, "inputs": info.get("inputs") or {}})),
+        settings=dict(_leaves(_settings(resolved) | {"inputs": info.get("inputs") or {}})),
         stages=resolved["stages"],
         stand_ins=resolved.get("stand_ins") or {},
         clocks={line["stage"]: line["seconds"] for line in steps},  # at its last step
         gib=max(peaks) / 1024 if peaks else None,
         warnings={printable(str(about)): printable(str(text)) for about, text in warned},
     )
+
+
+def _settings(recipe: Mapping[str, Any]) -> dict[str, Any]:
+    """What a run's key counts of its resolved recipe, without the seed."""
+    stages = [_without(NOT_IN_KEYS_OF_STAGES, stage) for stage in recipe["stages"]]
+    teacher = _without(NOT_IN_KEYS_OF_TEACHER, recipe.get("teacher") or {})
+    return _without({"seed", *NOT_IN_KEYS}, {**recipe, "stages": stages, "teacher": teacher})
+
+
+def _without(names: Container[str], fields: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in fields.items() if name not in names}
 
 
 def _leaves(value: Any, *place: str) -> Iterator[tuple[str, Any]]:

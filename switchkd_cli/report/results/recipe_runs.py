@@ -85,7 +85,7 @@ class RecipeRuns:
     def refusal(self) -> str:
         """Why the runs can't stand in one table; empty where they can."""
         try:
-            assert self.answers
+            _ = self.answers
         except UserError as refused:
             return "; ".join(refused.problems)
         return ""
