@@ -59,7 +59,7 @@ def evaluate(options: EvalOptions) -> RunFolder:
     path = locate(str(folder.model if folder else options.model))
     inputs = Fingerprints()
     if inputs.named(path) is None:  # of the hub: fetched here, so that the key has its commit
-        launch.engine("hub").fetch(path, "--model", allow_pickle=options.allow_pickle)
+        launch.engine("hub").fetch(path, "model", allow_pickle=options.allow_pickle)
         inputs.forget()
     how: dict[str, Any] = {"engine": options.engine, "bits": options.bits}
     unusual = [how] * (how != {"engine": EvalOptions.engine, "bits": EvalOptions.bits})

@@ -103,7 +103,7 @@ def test_every_problem_is_named_at_once(tmp_path) -> None:
         load(write(tmp_path), None, changes)
     assert caught.value.problems == (
         "override: evaluation.split: must be one of train, validation, test, hard, unseen, got 'tset' (did you mean 'test'?)",
-        "override: evaluation.items: the playground asks at least 2 questions (MME's come in pairs), got 1",
+        "override: evaluation.items: a benchmark asks at least 2 questions (MME's come in pairs), got 1",
         "override: evaluation.benchmarks.0: unknown benchmark, got 'gqq' (did you mean 'gqa'?)",
     )
 
