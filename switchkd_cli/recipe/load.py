@@ -108,6 +108,7 @@ class RecipeFile:
         values, wrong = _parsed(overrides)
         problems += [*wrong, *self.problems]
         recipes: dict[str, Any] = {}
+        lines: dict[str, list[str]] = {}  # each problem of values, and the rows that have it
         misfits: list[dict[str, str]] = []
         for name in self.rows:
             data, found = patches.patch(self.data, self.data, ("rows", name))
@@ -123,10 +124,17 @@ class RecipeFile:
                 misfits.append(misfit)
                 data = data if seed is None else patches.apply(data, {"seed": seed}, place="--seed")[0]
             recipes[name], unfit = fitted(Recipe, data)
-            problems += [*found, *(line(data, path, told, self.file) for path, told in (*unfit, *check(data, unfit)))]
+            problems += found
+            for path, told in (*unfit, *check(data, unfit)):
+                lines.setdefault(line(data, path, told, self.file), []).append(name)
         for key in values:
             if misfits and all(key in misfit for misfit in misfits):
                 problems.append(f"override: {key}: {misfits[0][key]}")
+        for text, of in lines.items():
+            here = _file_and_line(text)[0] in ("", self.file) or len(of) == len(self.rows)
+            problems.append(
+                text if here else f"{text} (row {', '.join(of)})"
+            )  # whose patch makes an inherited line wrong
         if problems:
             raise UserError(sorted(dict.fromkeys(problems), key=_file_and_line))
         return tuple(self._run(name, recipes[name]) for name in wanted)

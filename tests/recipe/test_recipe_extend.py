@@ -120,3 +120,17 @@ def test_drop_and_set_have_their_forms(tmp_path, line, kind):
 def test_a_recipe_that_extends_nothing_has_no_drop_or_set_of_its_own(tmp_path):
     file = write(tmp_path, ("title: small", "title: small\nset: {seed: 1}"))
     assert f"{file}:2: set: unknown key, got 'set'" in problems(file)[0]
+
+
+def test_an_inherited_line_that_a_row_s_patch_makes_wrong_names_the_row(tmp_path):
+    rows = "rows:\n  a: {}\n  odd: {set: {stages.distill.batch: 7}}\n  none: {drop: [ce, align, vsd]}\n"
+    write(tmp_path, ("steps: 10", "steps: 10\n    micro_batch: 4"))
+    file = tmp_path / "child.yaml"
+    file.write_text(EXTENDS + rows)
+    base = tmp_path / "small.yaml"
+    told = [problem for problem in problems(file) if problem.startswith(f"{base}:")]
+    assert [problem.partition(": ")[2].partition(":")[0] for problem in told] == [
+        "stages.distill.micro_batch",
+        "stages.distill.objective",
+    ]
+    assert [problem.endswith(f" (row {row})") for problem, row in zip(told, ("odd", "none"), strict=True)] == [True] * 2
