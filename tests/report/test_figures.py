@@ -140,7 +140,7 @@ def test_the_lengths_of_data_are_drawn_once_a_set(runs, tmp_path):
 def test_curves_show_each_term_and_the_teacher_beside_the_cross_entropy(runs):
     drawn = curves(style.plotted_rows(runs))
     shown = [axes for axes in drawn.axes if axes.get_visible()]
-    assert [axes.get_title(loc="left") or axes.get_title() for axes in shown] == ["loss of ce, nats"]
+    assert [axes.get_title(loc="left") or axes.get_title() for axes in shown] == ["loss of ce"]
     ends = sorted(round(float(line.get_ydata()[-1]), 3) for line in shown[0].get_lines())
     assert ends == [0.1, 0.2, 0.2]  # the teacher's; both rows'
 
@@ -156,7 +156,7 @@ def test_curves_show_the_figures_of_validations_at_their_steps(tmp_path):
     shown = {a.get_title(): a for a in curves(style.plotted_rows([read(folder)])).axes if a.get_visible()}
     loss, match, ce = (
         dict(zip(*shown[panel].get_lines()[0].get_data(), strict=True))
-        for panel in ("validation: loss", "validation: exact match", "loss of ce, nats")
+        for panel in ("validation: loss", "validation: exact match", "loss of ce")
     )
     assert (loss[25], loss[50], match[50]) == (2, 1, 1)
     inside = [value for share, value in ce.items() if 10 <= share <= 40]  # of every step, so a mean over neighbours
@@ -176,6 +176,64 @@ def test_curves_show_the_k_of_each_term_beside_the_teachers(tmp_path):
         "align: effective k of the student": [5.0, 9.0],
         "vsd: effective k of the teacher": [7.0],
     }
+
+
+def test_rows_whose_teacher_is_another_or_read_otherwise_have_a_dashed_line_each(tmp_path):
+    """A mean over teachers, or over bounds of a k, is no teacher's."""
+    for row, bounds, k in (("one", "{min_k: 8}", 8), ("other", "{}", 84)):
+        term = "{name: align, loss: dbild}"
+        stages = STAGES.replace(term, f"{{name: align, loss: dbild, parameters: {bounds}}}")
+        folder = made.run(tmp_path, row, row.title(), SCORES, stages=stages)
+        folder.metrics.unlink()
+        for step in (1, 2):
+            figures = {"k/align/teacher/mean": k, "k/align/student/mean": 5, "loss/ce": 1.0, "teacher_ce": 0.5}
+            folder.log({"stage": "distill", "step": step, "steps": 2, **figures})
+    rows = style.plotted_rows([read(RunFolder(tmp_path / "quick" / row / "seed0")) for row in ("one", "other")])
+    shown = {axes.get_title(): axes.get_lines() for axes in curves(rows).axes if axes.get_visible()}
+    dashed = [line for line in shown["align: effective k of the student"] if line.get_linestyle() == "--"]
+    assert [(line.get_color(), line.get_ydata()[-1]) for line in dashed] == [(rows[0].colour, 8), (rows[1].colour, 84)]
+    assert [line.get_ydata()[-1] for line in shown["loss of ce"] if line.get_color() == style.TEACHER] == [0.5]
+
+
+def test_no_mean_is_drawn_beyond_the_end_of_the_shortest_run(tmp_path):
+    for seed, end in ((0, 50), (1, 100)):
+        folder = made.run(tmp_path, "mine", "Mine", SCORES, seed=seed, stages=STAGES)
+        folder.metrics.unlink()
+        for step in range(1, end + 1):
+            folder.log({"stage": "distill", "step": step, "steps": 100, "loss/ce": 1.0 + 2 * seed})
+    runs = [read(RunFolder(tmp_path / "quick" / "mine" / f"seed{seed}")) for seed in (0, 1)]
+    (axes,) = [axes for axes in curves(style.plotted_rows(runs)).axes if axes.get_visible()]
+    share, value = axes.get_lines()[0].get_data()
+    assert set(np.ma.compressed(value)) == {2.0} and share[~np.ma.getmaskarray(value)].max() == 50
+
+
+def test_a_panel_without_a_number_is_drawn_empty(tmp_path):
+    folder = made.run(tmp_path, "mine", "Mine", SCORES, stages=STAGES)
+    folder.metrics.unlink()
+    folder.log({"stage": "distill", "step": 1, "steps": 1, "loss/ce": None, "grad_norm": 1.0})
+    assert curves(style.plotted_rows([read(folder)])) is not None
+
+
+def test_the_radar_has_only_scores_of_0_to_100(tmp_path):
+    folder = made.run(tmp_path, "mine", "Mine", {**SCORES, "mmstar": 0.43}, stages=STAGES)
+    (every,) = radar(style.plotted_rows([read(folder)]), None).axes[-1:]
+    assert [label.get_text() for label in every.get_xticklabels()] == ["MME", "GQA", "MMMU", "POPE"]
+
+
+def test_memory_and_seconds_are_those_of_the_last_stage_whoever_trained_the_first(tmp_path):
+    stages = STAGES.replace("stages:", "stages:\n- {name: pretrain, steps: 2, batch: 32}")
+    folder = made.run(tmp_path, "mine", "Mine", SCORES, stages=stages)
+    folder.metrics.unlink()
+    folder.log({"stage": "pretrain", "step": 2, "steps": 2, "seconds": 7.0, "memory_mib": 4096})
+    assert (read(folder).seconds, read(folder).gib) == (None, None)
+    folder.log({"stage": "distill", "step": 2, "steps": 2, "seconds": 9.0, "memory_mib": 1024})
+    assert (read(folder).seconds, read(folder).gib) == (9.0, 1.0)
+
+
+def test_a_stage_that_ended_early_is_as_long_as_it_was(tmp_path):
+    folder = made.run(tmp_path, "mine", "Mine", SCORES, stages=STAGES)
+    folder.log({"event": "warning", "about": "early end", "stage": "distill", "step": 60, "steps": 60, "text": "ended"})
+    assert read(folder).length == "distill 60 of 300 steps of 32"
 
 
 def test_the_knee_is_drawn_at_the_largest_gap_and_the_bound_where_it_is():

@@ -29,7 +29,8 @@ def radar(rows: Sequence[PlottedRow], teacher: TeacherScores) -> Figure | None:
     beat the baselines is grey, and in no group.
     """
     columns = Columns.of(rows[0].runs[0].scores, teacher)
-    if len(columns.tasks) < 3:
+    tasks = [task for task in columns.tasks if BENCHMARKS[task].in_points]  # others have scales of their own
+    if len(tasks) < 3:
         return None
     webs: list[Web] = [
         (row.means(), {"label": row.title, "color": row.colour, "marker": row.mark, "lw": 1.8}) for row in rows
@@ -39,7 +40,7 @@ def radar(rows: Sequence[PlottedRow], teacher: TeacherScores) -> Figure | None:
         webs.append((scores(columns.teacher["teacher"]), looks))
     groups = grouped((BENCHMARKS[task].group, task) for task in columns.counted_tasks)
     sides = {"Groups of benchmarks (paper, Figure 1)": groups} if len(groups) > 2 else {}
-    heads = {task: BENCHMARKS[task].column for task in columns.tasks}
+    heads = {task: BENCHMARKS[task].column for task in tasks}
     sides["Every benchmark"] = {f"({h})" if t in columns.not_beaten else h: [t] for t, h in heads.items()}
     drawn = new_figure(10.5, 5.8, h_pad=0.12, w_pad=0.1)  # labels hang out of their axes
     for i, (title, spokes) in enumerate(sides.items(), 1):
@@ -100,7 +101,9 @@ def gain_and_cost(rows: Sequence[PlottedRow], teacher: TeacherScores, measured_b
     count = len(columns.counted_tasks)
     drawn.axes[0].set_ylabel(f"points over {reference.title}, average of {count} benchmarks")
     legend_below(drawn, drawn.axes[0], most=6)
-    seeds = len(reference.runs)
-    bars = f"mean over {seeds} seeds, bars: 95 % t interval of the paired differences"
-    drawn.suptitle(bars if seeds > 1 else "one seed: no interval", fontsize=9, color=GREY)
+    gains = [row.minus(reference, columns.run_average) for row in rows if row is not reference]
+    counts = sorted({gain.seeds or 1 for gain in gains if gain})
+    runs = " to ".join(map(str, dict.fromkeys(counts[:1] + counts[-1:])))
+    bars = f"means over {runs} paired seeds, bars: 95 % t interval of the paired differences, none of one seed"
+    drawn.suptitle(bars if counts != [1] else "one seed: no interval", fontsize=9, color=GREY)
     return drawn

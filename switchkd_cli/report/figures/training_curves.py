@@ -74,8 +74,12 @@ def curves(rows: Sequence[PlottedRow]) -> Figure | None:
         for row, own in steps.items():
             for name, line_style in names.items():
                 _plot(axes, own, name, color=row.colour, ls=line_style, marker=marks[row])
-        if teacher:
+        read = {row: own for row, own in steps.items() if any(teacher in line for run in own for line in run)}
+        if teacher and len({_reading(row, teacher) for row in read}) == 1:
             _plot(axes, every, teacher, color=TEACHER, ls=DASHED)
+        elif teacher:  # rows have teachers of their own, or read them within bounds of their own
+            for row, own in read.items():
+                _plot(axes, own, teacher, color=row.colour, ls=DASHED)
         _scale(axes)
         axes.set_title(title)
         if len(names) > 1:  # which line style is which term's
@@ -88,11 +92,21 @@ def curves(rows: Sequence[PlottedRow]) -> Figure | None:
         axes.set_visible(False)
     keys = [Line2D([], [], color=row.colour, lw=2, marker=mark) for row, mark in marks.items()]
     keys.append(Line2D([], [], color=TEACHER, lw=2, ls=DASHED))
-    labels = [*(row.title for row in rows), "teacher, on the same tokens"]
+    labels = [*(row.title for row in rows), "dashed: teacher, on the same tokens"]
     drawn.legend(keys, labels, loc="outside lower center", ncols=min(4, len(labels)))
-    heading = TEXT["title"].format(stage=rows[0].runs[0].stages[-1]["name"], smoothed=SMOOTHED)
+    names = dict.fromkeys(row.runs[0].stages[-1]["name"] for row in rows)
+    heading = TEXT["title"].format(stage=", ".join(names), smoothed=SMOOTHED)
     drawn.suptitle(heading, fontsize=9, color=GREY)
     return drawn
+
+
+def _reading(row: PlottedRow, name: str) -> frozenset[tuple[str, str]]:
+    """What a teacher's value of this name depends on in a row: the teacher, and the bounds of the term that it is of."""
+    term = f".objective.{name.split('/')[1]}.parameters." if "/" in name else None
+    settings = row.runs[0].settings.items()
+    return frozenset(
+        (key, str(value)) for key, value in settings if key.startswith("teacher.") or (term and term in key)
+    )
 
 
 def _last_stage(run: Path) -> Steps:
@@ -116,7 +130,7 @@ def _panels(runs: Sequence[Steps], terms: Sequence[Mapping[str, Any]]) -> Iterat
 
 
 def _plot(axes: Axes, runs: Sequence[Steps], name: str, **looks: Any) -> None:
-    """The mean and range of the runs that have a value, on one grid; smoothed where every step has it."""
+    """The mean and range of the runs, on one grid, up to the end of the shortest; smoothed where every step has a value."""
     curves = []
     for steps in runs:
         points = [(100 * line["step"] / line["steps"], line[name]) for line in steps if line.get(name) is not None]
@@ -128,7 +142,8 @@ def _plot(axes: Axes, runs: Sequence[Steps], name: str, **looks: Any) -> None:
             y = np.convolve(y, weights, "same") / np.convolve(np.ones_like(y), weights, "same")
         curves.append(np.interp(GRID, x, y, left=np.nan, right=np.nan))
     if curves:
-        each = np.ma.masked_invalid(np.stack(curves))
+        each = np.stack(curves)
+        each = np.ma.masked_array(each, np.broadcast_to(~np.isfinite(each).all(0), each.shape))
         axes.plot(GRID, each.mean(0), lw=1.5, markevery=(4, 8), ms=4, **looks)
         if len(curves) > 1:
             axes.fill_between(GRID, each.min(0), each.max(0), color=looks["color"], alpha=0.12, lw=0)
@@ -136,6 +151,8 @@ def _plot(axes: Axes, runs: Sequence[Steps], name: str, **looks: Any) -> None:
 
 def _scale(axes: Axes) -> None:
     """A logarithmic axis for what spans decades; plain numbers on both kinds."""
+    if not axes.lines:
+        return
     values = np.ma.concatenate([line.get_ydata() for line in axes.lines])
     if 0 < values.min() * DECADE < values.max():
         axes.set_yscale("log")

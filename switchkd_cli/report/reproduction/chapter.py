@@ -70,7 +70,7 @@ def _scores(recipe: RecipeRuns, columns: Columns) -> Iterator[Block]:
 
     def line(row: RowRuns) -> Line:
         means = {name: _mean(mean_of(tasks))(row) for name, tasks in columns.figures.items()}
-        cells = [mean and replace(mean, counted=columns.counts(name)) for name, mean in means.items()]
+        cells = [mean and replace(mean, **columns.shown(name)) for name, mean in means.items()]
         return Line(row.title, (row.count(len(recipe.seeds)), *cells))
 
     rows = [line(recipe.row(run.row)) for run in recipe.started_rows]
@@ -78,7 +78,7 @@ def _scores(recipe: RecipeRuns, columns: Columns) -> Iterator[Block]:
     caption = " ".join(CAPTIONS[name] for name, true in said.items() if true)
     teacher, baselines = (columns.scored(*names, before=(None,)) for names in (("teacher",), BASELINES))
     yield Table(("row", "seeds", *columns.heads), (*teacher, *rows, *baselines), caption=caption)
-    for note in footnotes.answers(recipe.runs, columns.teacher):
+    for note in (*footnotes.scales(recipe.runs, columns), *footnotes.answers(recipe.runs, columns.teacher)):
         yield Text(note, "problem" if note.startswith(WARNING) else "")
     if printed := [Line(run.title, columns.printed(run.paper)) for run in recipe.started_rows if run.paper]:
         yield Table(("as printed", *columns.heads), tuple(printed), caption=CAPTIONS["paper"], source="paper")

@@ -19,6 +19,7 @@ from switchkd_cli.runs.file_schemas import Resolved, Results, check
 from switchkd_cli.runs.run_folder import RunFolder
 
 USUAL_ENGINE = "transformers"  # see registry.ENGINES
+EARLY_END = "early end"  # what the engine's event is about
 UNKNOWN = "–"  # the recipe of a model that was only scored
 HINT = "train and score the runs with one installation, on one world: switchkd distill RECIPE --overwrite"
 NAMES = ("recipe", "row", "title", "seed")  # of a run, in its run.json
@@ -48,8 +49,10 @@ class ScoredRun:
     """Name in the recipe -> its stand-in, where the run used another world than its recipe's."""
     clocks: dict[str, float] = field(default_factory=dict)
     """Seconds of each stage that this run trained itself, in their order; not of those that it reused."""
+    early: Mapping[str, int] = field(default_factory=dict)
+    """The last step of each stage that its validation ended early."""
     gib: float | None = None
-    """The highest logged peak: the accelerator's memory, or the process's where there is none."""
+    """The highest logged peak of its last stage: the accelerator's memory, or the process's where there is none."""
     warnings: Mapping[str, str] = field(default_factory=dict)
     """Training warnings: subject -> text."""
     paper: Mapping[str, float] = field(default_factory=dict)
@@ -62,7 +65,7 @@ class ScoredRun:
     @property
     def seconds(self) -> float | None:
         """Training time of the last stage; earlier stages may be shared between runs."""
-        return next(reversed(self.clocks.values()), None)
+        return self.clocks.get(self.stages[-1]["name"]) if self.stages else None
 
     @property
     def measured(self) -> dict[str, Any]:
@@ -88,7 +91,9 @@ class ScoredRun:
     @property
     def length(self) -> str:
         """Training length, such as `pretrain 60 steps of 32, distill 300 steps of 32`."""
-        lengths = (f"{s['steps']} steps" if s.get("steps") else f"{s['epochs']:g} epochs in steps" for s in self.stages)
+        ends = (f"{self.early[s['name']]} of " if s["name"] in self.early else "" for s in self.stages)
+        planned = (f"{s['steps']} steps" if s.get("steps") else f"{s['epochs']:g} epochs in steps" for s in self.stages)
+        lengths = map(str.__add__, ends, planned)
         return ", ".join(f"{s['name']} {n} of {s['batch']}" for s, n in zip(self.stages, lengths, strict=True))
 
 
@@ -104,7 +109,8 @@ def read(folder: RunFolder) -> ScoredRun:
     resolved = check(Resolved, patches.read(folder.recipe)[0], folder.recipe)
     lines = folder.entries()
     steps = [line for line in lines if "step" in line and type(line.get("seconds")) in (int, float)]
-    peaks = [line["memory_mib"] for line in lines if type(line.get("memory_mib")) in (int, float)]
+    last = [line for line in lines if line.get("stage") == resolved["stages"][-1]["name"]]
+    peaks = [line["memory_mib"] for line in last if type(line.get("memory_mib")) in (int, float)]
     warned = [(line.get("about"), line.get("text")) for line in lines if line.get("event") == "warning"]
     if changed := info.get("changed"):
         warned.append(("inputs", f"changed while it ran, so it is never reused: {', '.join(changed)}"))
@@ -121,6 +127,7 @@ def read(folder: RunFolder) -> ScoredRun:
         stages=resolved["stages"],
         stand_ins=resolved.get("stand_ins") or {},
         clocks={line["stage"]: line["seconds"] for line in steps},  # at its last step
+        early={line["stage"]: line["step"] for line in lines if line.get("about") == EARLY_END},
         gib=max(peaks) / 1024 if peaks else None,
         warnings={printable(str(about)): printable(str(text)) for about, text in warned},
     )

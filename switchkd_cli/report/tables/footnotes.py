@@ -34,11 +34,7 @@ def of_scores(runs: Sequence[ScoredRun], columns: Columns) -> Iterator[str]:
         yield "majority: the most frequent right answer of each kind; blind: the teacher shown a grey image"
     asked = {BENCHMARKS[task].column: count for task, count in items(runs[0].results).items()}
     yield f"items per benchmark: {one_or_each(asked)}; scores 0..100, averages and differences in points"
-    if own := [task for task in columns.tasks if not BENCHMARKS[task].in_points]:
-        yield f"{', '.join(own)}: on their own scales, not in points"
-        measured = runs[0].results["scores"]
-        if lower := [task for task in own if not measured[task].get("higher_is_better", True)]:
-            yield f"lower is better, so a negative difference is a gain: {', '.join(lower)}"
+    yield from scales(runs, columns)
     yield from answers(runs, columns.teacher)
     yield from stand_ins(runs)
     yield from compared_with_teacher(runs)
@@ -50,6 +46,15 @@ def of_scores(runs: Sequence[ScoredRun], columns: Columns) -> Iterator[str]:
             yield "paper: printed numbers, its average over its ten columns"
             rows = (BENCHMARKS[task] for task in columns.tasks)
             yield from (f"{row.column}: {row.note}" for row in rows if row.note)
+
+
+def scales(runs: Sequence[ScoredRun], columns: Columns) -> Iterator[str]:
+    """Which columns are not in points, and which of them are better when lower."""
+    if own := [task for task in columns.tasks if not BENCHMARKS[task].in_points]:
+        yield f"{', '.join(own)}: on their own scales, not in points"
+        measured = runs[0].results["scores"]
+        if lower := [task for task in own if not measured[task].get("higher_is_better", True)]:
+            yield f"lower is better, so a negative difference is a gain: {', '.join(lower)}"
 
 
 def answers(runs: Sequence[ScoredRun], teacher: Mapping[str, Any]) -> Iterator[str]:
