@@ -53,9 +53,12 @@ def written(tmp_path, monkeypatch):
     (tmp_path / "words" / "config.json").write_text("{}")
     (tmp_path / "words" / "README.md").write_text("---\nlicense: apache-2.0\n---\n# Words\n")
 
-    def write(row="switch-kd", world=None, projector="mlp2x_gelu") -> tuple[ModelCard, str]:
+    def write(row="switch-kd", world=None, projector="mlp2x_gelu", changes=(), scores=SCORES) -> tuple[ModelCard, str]:
         select = "full" if projector == "ldpnetv2" else "default"
-        Path("table.yaml").write_text(RECIPE.format(projector=projector, select=select))
+        text = RECIPE.format(projector=projector, select=select)
+        for old, new in changes:
+            text = text.replace(old, new, 1)
+        Path("table.yaml").write_text(text)
         run = load(Path("table.yaml"), row)
         folder = run_folder.folder(tmp_path / "runs", run)
         folder.model.mkdir(parents=True, exist_ok=True)
@@ -66,7 +69,7 @@ def written(tmp_path, monkeypatch):
         write_json(folder.record, record)
         if world:
             results = {"world": world, "split": "test", "seed": 0, "versions": {"lmms-eval": "0.7.3"}}
-            write_json(folder.results, results | {"scores": SCORES})
+            write_json(folder.results, results | {"scores": scores})
         model_card.write(run, folder)
         file = folder.model / "README.md"
         return ModelCard.load(file), file.read_text(encoding="utf-8")
@@ -184,3 +187,35 @@ def test_a_card_does_not_change_what_a_model_is(tmp_path):
     assert fingerprint(str(tmp_path)) == before
     (tmp_path / "config.json").write_text(json.dumps({"a": 2}))
     assert fingerprint(str(tmp_path)) != before
+
+
+def test_scores_of_own_rows_are_neither_the_playground_s_nor_a_benchmark_s(written):
+    own = {"score": 50.0, "metric": "exact", "items": 4, "split": "own", "higher_is_better": True}
+    bits = {"score": 6.2, "metric": "exposure", "items": 4, "split": "own", "higher_is_better": False}
+    front, text = written(world="playground", scores={**SCORES, "rows.exact": own, "rows.exposure": bits})
+    told = {each.dataset_config: each for each in front.data.eval_results}
+    assert {name: each.dataset_type for name, each in told.items()} == {
+        "gqa": "switchkd-playground",
+        "pope": "switchkd-playground",
+        "rows.exact": "own-rows",
+        "rows.exposure": "own-rows",
+    }
+    assert (told["rows.exact"].dataset_split, told["gqa"].dataset_split) == ("own", "test")
+    assert "lower is better" in told["rows.exposure"].metric_name
+    assert "| rows.exposure | 6.2000 (its own scale), lower is better | exposure | 4 |" in text
+
+
+def test_a_stock_task_has_its_own_split_and_direction(written):
+    wer = {"score": 0.31, "metric": "wer", "items": 9, "split": "val", "higher_is_better": False}
+    front, text = written(world="hub", scores={"speech_wer": wer})
+    (told,) = front.data.eval_results
+    assert (told.dataset_split, told.dataset_type) == ("val", "speech_wer")
+    assert "| speech_wer | 0.3100 (lmms-eval's own), lower is better | speech_wer, wer | 9 |" in text
+
+
+def test_every_teacher_is_named(written):
+    teachers = ("data:", "teachers: {other: {family: llava, checkpoint: org/other}}\ndata:")
+    front, text = written(changes=[teachers, ("of: switch, to: teacher", "of: switch, to: other")])
+    assert "It was distilled from `Zhang199/TinyLLaVA-Qwen2.5-3B-SigLIP` and `org/other`" in text
+    assert "| teacher other | org/other |" in text
+    assert front.data.to_dict()["base_model"] == ["google/siglip-so400m-patch14-384"]

@@ -27,6 +27,7 @@ from switchkd_cli.engine.export import runtimes
 from switchkd_cli.engine.export.runtimes import export
 from switchkd_cli.engine.models.processors import with_square_padding
 from switchkd_cli.errors import INPUT, MACHINE, UserError
+from switchkd_cli.recipe.named_files import ASSETS
 from tests.export.test_written import parts, student, written  # noqa: F401 (a fixture)
 from tests.support.asked import ask
 
@@ -274,3 +275,23 @@ def test_llama_cpp_s_activations_are_built_in(parts, tmp_path, part, told):  # n
     file.write_text(json.dumps(config))
     error = refused(folder, "gguf", tmp_path / "out", square_images=True)
     assert [told in problem for problem in error.problems] == [True]
+
+
+@pytest.mark.parametrize("bits", [None, 4])
+def test_scores_of_the_model_in_full_are_not_those_of_its_files_in_few_bits(tmp_path, monkeypatch, bits):
+    """Neither for a reader of the card nor for what reads its front matter."""
+    model = tmp_path / "model"
+    shutil.copytree(ASSETS / "teacher-small", model)
+    scored = "model-index:\n- name: m\n  results:\n  - task: {type: t}\n    dataset: {type: d, name: d}\n"
+    scored += "    metrics: [{type: x, value: 75.4}]\n"
+    (model / "README.md").write_text(f"---\n{scored}license: other\n---\n\n# M\n\n## Scores\n\n| MME | 75.4 |\n")
+    few = runtimes.Runtime(lambda _: (), lambda *to: (to[1] / "weights").write_bytes(b"x"), "use it", low={4: "q4"})
+    known = runtimes.registry.resolve
+    monkeypatch.setattr(runtimes.registry, "resolve", lambda kind, name: few if name == "few" else known(kind, name))
+    export(str(model), "few", tmp_path / "out", bits)
+    text = (tmp_path / "out" / "README.md").read_text()
+    assert ("model-index" in text, "Measured before the weights were rounded to 4 bits" in text) == (
+        not bits,
+        bool(bits),
+    )
+    assert "| MME | 75.4 |" in text and "license: other" in text and text.endswith("use it\n```\n")

@@ -1,7 +1,7 @@
 """The model card of a finished run: README.md of its model folder. Every number in it was measured by that run."""
 
 import shlex
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +10,7 @@ from huggingface_hub.repocard import metadata_load
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
 from yaml import YAMLError
 
-from switchkd_cli.benchmarks import ACCURACY, BENCHMARKS, with_accuracies
+from switchkd_cli.benchmarks import ACCURACY, BENCHMARKS, ROW_METRICS, with_accuracies
 from switchkd_cli.engine.build import family_of
 from switchkd_cli.files.atomic import read_json, write_text
 from switchkd_cli.recipe.named_files import SHIPPED, is_hub_id, locate
@@ -41,7 +41,8 @@ def _card_fields(run: Run, folder: RunFolder, where: Path) -> dict[str, Any]:
     return {
         "run": run,
         "bases": [{"role": role, "name": name, "licence": licence(name)} for role, name in bases],
-        "hub_ids": [name for role, name in bases if role != "teacher" and is_hub_id(name)],
+        "hub_ids": [name for role, name in bases if not role.startswith("teacher") and is_hub_id(name)],
+        "teachers": [name for role, name in bases if role.startswith("teacher")],
         "family": config.student.family or model["model_type"],
         "usage": family_of(model).usage(model).rstrip(),
         "library": "transformers" if model["model_type"] in CONFIG_MAPPING_NAMES else "switchkd-cli",
@@ -50,12 +51,23 @@ def _card_fields(run: Run, folder: RunFolder, where: Path) -> dict[str, Any]:
         "command": shlex.join(info["command"]),
         "results": results,
         "scores": [
-            {**score, "task": (task := name.removesuffix(ACCURACY)), "benchmark": BENCHMARKS[task]}
-            for name, score in with_accuracies(results["scores"] if results else {}).items()
+            _score(name, score, results) for name, score in with_accuracies((results or {}).get("scores", {})).items()
         ],
         "faults": [plain(note) for note in faults({"this model": [results]})] if results else [],
         "skipped": folder.skipped.read_bytes().count(b"\n") if folder.skipped.exists() else 0,
     }
+
+
+def _score(name: str, score: Mapping[str, Any], results: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a score as the template needs it; `kind` says what it is of, whatever else the run was asked."""
+    task = name.removesuffix(ACCURACY)
+    benchmark = BENCHMARKS[task]
+    kind = "rows" if task in ROW_METRICS else "playground" if results["world"] == "playground" else "published"
+    split = results["split"] if kind == "playground" else score.get("split", benchmark.split)
+    own = "" if benchmark.in_points else " (lmms-eval's own)" if kind == "published" else " (its own scale)"
+    own += "" if score.get("higher_is_better", True) else ", lower is better"
+    shown = f"{score['score']:.{benchmark.digits}f}{own}"
+    return {**score, "task": task, "benchmark": benchmark, "kind": kind, "split": split, "shown": shown}
 
 
 def _bases(run: Run) -> Iterator[tuple[str, str]]:
@@ -65,6 +77,8 @@ def _bases(run: Run) -> Iterator[tuple[str, str]]:
             yield "student" if role == "checkpoint" else role, name
     if run.config.teacher and any(stage.needs_teacher for stage in run.config.stages):
         yield "teacher", run.config.teacher.checkpoint
+    for name, teacher in run.config.further_teachers.items():
+        yield f"teacher {name}", teacher.checkpoint
 
 
 def licence(name: str) -> str:

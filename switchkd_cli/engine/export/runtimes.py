@@ -7,8 +7,10 @@ import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import torch
+from huggingface_hub import ModelCard
 from transformers import LlavaConfig, LlavaForConditionalGeneration
 
 from switchkd_cli import registry
@@ -76,6 +78,11 @@ def export(model: str | Path, to: str, out: Path, bits: int | None = None, *, sq
         runtime.write(blueprint, folder, bits)
         card = Path(model, NAME)
         before = card.read_text(encoding="utf-8") + "\n" if card.is_file() else ""
+        if bits and before:
+            measured: Any = ModelCard(before)
+            measured.data.eval_results = None  # they are of the model in full
+            note = f"Measured before the weights were rounded to {bits} bits; these files were not scored."
+            before = str(measured).replace("## Scores\n", f"## Scores\n\n**{note}**\n", 1)
         (folder / NAME).write_text(f"{before}## Use\n\n```\n{runtime.usage}\n```\n", encoding="utf-8")
     return [*blueprint.notes, *runtime.notes(blueprint)]
 

@@ -63,7 +63,10 @@ def write_demo(
         "title": title(runs),
         "shown": f"{len(chosen):,} of {total:,} questions" + f", one in {step} of each benchmark" * (step > 1),
         "names": list(answers),
-        "examples": [{"benchmark": BENCHMARKS[task].column, "lines": same} for task, same in chosen],
+        "examples": [
+            {"benchmark": BENCHMARKS[task].column, "lines": same, "graded": BENCHMARKS[task].in_points}
+            for task, same in chosen
+        ],
         "images": {digest: [_data_uri(image) for image in own] for digest, own in images.items()},
     }
     write_text(file, render("demo.html.jinja", page))
