@@ -163,9 +163,10 @@ class DataSet(Strict):
     """A registered source, its arguments, and how its examples are written as tokens."""
 
     source: str
-    """`llava_json` (LLaVA-1.5 rows), `messages` (rows of messages), `playground`, or a name that you registered."""
+    """`llava_json` (LLaVA-1.5 rows), `messages` (rows of messages), `files` (of any `format`), `hugging_face`, `playground`,
+    or a name that you registered."""
     parameters: dict[str, Any] = {}
-    """The arguments of the source: `file`, `images`, `limit`, `turns`, `follow_links` of the first two."""
+    """The arguments of the source: `file`, `images`, `limit`, `turns`, `follow_links` of the first three."""
     template: str | None = None
     """The conversation template that writes a row as text (none: the model's own chat template)."""
     max_length: Count | None = None
