@@ -132,9 +132,8 @@ class RecipeFile:
                 problems.append(f"override: {key}: {misfits[0][key]}")
         for text, of in lines.items():
             here = _file_and_line(text)[0] in ("", self.file) or len(of) == len(self.rows)
-            problems.append(
-                text if here else f"{text} (row {', '.join(of)})"
-            )  # whose patch makes an inherited line wrong
+            # a patch of these rows makes an inherited line wrong
+            problems.append(text if here else f"{text} (row {', '.join(of)})")
         if problems:
             raise UserError(sorted(dict.fromkeys(problems), key=_file_and_line))
         return tuple(self._run(name, recipes[name]) for name in wanted)

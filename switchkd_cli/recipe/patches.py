@@ -43,8 +43,8 @@ def apply(
 ) -> tuple[Any, dict[str, str]]:
     """Set each dotted path to its value, where it exists. Only the last key may be new, and the `OPTIONAL_GROUPS`.
 
-    Returns the changed data and, by path, why a value could not be set; of the `refused` fields that is given. Values were written at `place`, or where `values`
-    was read from.
+    Returns the changed data and, by path, why a value could not be set; of the `refused` fields that is given. Values were
+    written at `place`, or where `values` was read from.
     """
     data, misfits = copy.deepcopy(data) if values else data, {}
     for dotted, value in values.items():

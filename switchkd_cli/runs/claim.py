@@ -115,12 +115,11 @@ def check_free(root: Path, run: Run) -> None:
 
 
 def check_versions(target: RunFolder, run: Run) -> None:
-    """Raise UserError when the run in the folder was interrupted, and begun with other code or versions."""
-    if folder_state(target, run) != "interrupted" or not (changed := changed_versions(target)):
-        return
-    where = f"{shown(target.path)}: interrupted at {resume_point(target, run)}"
-    problems = [f"{where}, and begun with {change}" for change in changed]
-    raise UserError(problems, hint="add --resume to resume all the same, or --overwrite to start again")
+    """Raise UserError when an interrupted run was begun with other code or versions."""
+    if changed := changed_versions(target):
+        where = f"{shown(target.path)}: interrupted at {resume_point(target, run)}"
+        problems = [f"{where}, and begun with {change}" for change in changed]
+        raise UserError(problems, hint="add --resume to resume all the same, or --overwrite to start again")
 
 
 def changed_versions(target: RunFolder) -> list[str]:

@@ -19,7 +19,15 @@ from switchkd_cli.planning import preflight
 from switchkd_cli.recipe.run import Run, model_names
 from switchkd_cli.recipe.schema import Evaluation
 from switchkd_cli.runs import run_folder
-from switchkd_cli.runs.claim import changed_versions, check_free, check_versions, claim_folder, is_finished, taken_over
+from switchkd_cli.runs.claim import (
+    changed_versions,
+    check_free,
+    check_versions,
+    claim_folder,
+    folder_state,
+    is_finished,
+    taken_over,
+)
 from switchkd_cli.scheduler.run_options import RunOptions
 from switchkd_cli.terminal import console
 from switchkd_cli.terminal.progress import Progress
@@ -68,12 +76,14 @@ def make_room(planned: Sequence[Run], options: RunOptions) -> None:
         if is_first():
             run_folder.set_shared_aside(options.out, planned)
         return
-    finished = run_folder.by_key(options.out)
 
     def check_one(run: Run) -> None:
         check_free(options.out, run)
-        if not options.resume and run.key not in finished:
-            check_versions(run_folder.folder(options.out, run), run)
+        target = run_folder.folder(options.out, run)
+        if options.resume or folder_state(target, run) != "interrupted":
+            return
+        if run.key not in run_folder.by_key(options.out):  # else a finished run is reused
+            check_versions(target, run)
 
     for_each(planned, check_one)
 

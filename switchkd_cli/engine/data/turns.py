@@ -65,9 +65,8 @@ class Form:
         texts: list[Any] = [turn.get(self.text) for turn in turns]
         if set(map(type, texts)) != {str}:
             texts = [self._text(text, shown, notes) for text in texts]
-        if any(
-            one is not None for one in shown
-        ):  # parts say which image stands where; those without a name take the row's others
+        if any(one is not None for one in shown):
+            # parts say which image stands where; those without a name take the row's others
             others = iter([image for image in images if image not in shown])
             filled = [next(others, None) if one is None else one for one in shown]
             images = [image for image in filled if image is not None] + list(others)

@@ -70,9 +70,8 @@ class PromptedModel(LmmsModel):
         for item, prompt, length in zip(items, lengths, ends, strict=True):
             item.at_limit = length > item.limit
             item.too_long = prompt + min(length, item.limit) > self.positions
-        said = [
-            ids[: end - 1] for ids, end in zip(answers.tolist(), ends, strict=True)
-        ]  # an end token may be no special one
+        # without the end token, which may be no special one
+        said = [ids[: end - 1] for ids, end in zip(answers.tolist(), ends, strict=True)]
         return self.inputs.tokenizer.batch_decode(said, skip_special_tokens=True)
 
     def _text(self, prompt: str, images: int) -> str:

@@ -32,8 +32,8 @@ def questions(data: DataSet, limit: int | None, *, ranked: bool = False) -> list
     """Return the first `limit` questions of a data set, or all.
 
     Raises UserError naming rows that can't be read, conversations of several exchanges that depend on one another, answers
-    that aren't right ones, and system texts and images after a text, which a benchmark's question has no place for. Where answers to a question are `ranked`, a row has one
-    question, and another row asks it too.
+    that aren't right ones, and system texts and images after a text, which a benchmark's question has no place for. Where
+    answers to a question are `ranked`, a row has one question, and another row asks it too.
     """
     rows = registry.resolve("source", data.source)(cache_home(), **data.parameters)
     docs: list[tuple[int, int]] = []

@@ -54,11 +54,8 @@ def _refuses(model: Blueprint) -> Iterator[str]:
         yield f"{model.inputs.chained_only}: it would attend to all positions (student.language)"
     acts = {"text": text.hidden_act, "projector": model.config.projector_hidden_act}
     acts |= {"vision": model.config.vision_config.hidden_act} if is_siglip else {}
-    if unlike := [
-        f"{act} in place of {NAMES['activations'][of][0]}"
-        for of, act in acts.items()
-        if act not in NAMES["activations"][of]
-    ]:
+    known = NAMES["activations"]
+    if unlike := [f"{act} in place of {known[of][0]}" for of, act in acts.items() if act not in known[of]]:
         yield f"its activations are built in: {', '.join(unlike)}"
     if (kind := (text.rope_parameters or {}).get("rope_type", "default")) != "default":
         yield f"rotary positions of type {kind} are not written (student.language)"

@@ -87,11 +87,12 @@ def gain_and_cost(rows: Sequence[PlottedRow], teacher: TeacherScores, measured_b
     columns = Columns.of(reference.runs[0].scores, teacher)
     if not columns.counted_tasks:
         return None
+    gains = {row: row.minus(reference, columns.run_average) for row in rows}
     drawn = new_figure(10.5, 4.6)
     costs = {"seconds of the last stage": attrgetter("seconds"), "peak memory, GiB": attrgetter("gib")}
     for axes, (label, measured) in zip(drawn.subplots(1, 2, sharey=True), costs.items(), strict=True):
         for row in rows:
-            gain, cost = row.minus(reference, columns.run_average), row.mean(measured)
+            gain, cost = gains[row], row.mean(measured)
             if gain and cost:
                 bar = gain.interval if row is not reference else None
                 looks = {"color": row.colour, "marker": row.mark, "ms": 8, "lw": 1.3, "ls": ""}
@@ -101,8 +102,7 @@ def gain_and_cost(rows: Sequence[PlottedRow], teacher: TeacherScores, measured_b
     count = len(columns.counted_tasks)
     drawn.axes[0].set_ylabel(f"points over {reference.title}, average of {count} benchmarks")
     legend_below(drawn, drawn.axes[0], most=6)
-    gains = [row.minus(reference, columns.run_average) for row in rows if row is not reference]
-    counts = sorted({gain.seeds or 1 for gain in gains if gain})
+    counts = sorted({gain.seeds or 1 for row, gain in gains.items() if gain and row is not reference})
     runs = " to ".join(map(str, dict.fromkeys(counts[:1] + counts[-1:])))
     bars = f"means over {runs} paired seeds, bars: 95 % t interval of the paired differences, none of one seed"
     drawn.suptitle(bars if counts != [1] else "one seed: no interval", fontsize=9, color=GREY)
