@@ -104,9 +104,8 @@ class InputProcessor:
         """Return what a chat template wrote as token ids [B, T], padded on the left, with each image's own text in its place."""
         texts = [self.with_images([text], own)[0] for text, own in zip(texts, images, strict=True)]
         bos = self.tokenizer.bos_token or ""
-        if (
-            self.tokenizer.bos_token_id in self.tokenizer("")["input_ids"]
-        ):  # not what it puts behind a text, as when it trains
+        # of what the tokenizer puts around a text only what stands in front, as when it trains
+        if self.tokenizer.bos_token_id in self.tokenizer("")["input_ids"]:
             texts = [text if text.startswith(bos) else bos + text for text in texts]
         how: dict[str, Any] = {"padding_side": "left", "add_special_tokens": False}
         return self.tokenizer(texts, padding=True, return_tensors="pt", **how)

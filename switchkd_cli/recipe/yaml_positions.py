@@ -7,7 +7,7 @@ of more than one line, control characters and very deep nesting, because what is
 
 import json
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, ClassVar
 
 import yaml
@@ -137,6 +137,16 @@ def item_name(item: Any) -> str | None:
     """Return the name of a list item: its `name`, or else its `loss`."""
     name = item.get("name", item.get("loss")) if isinstance(item, Mapping) else None
     return name if isinstance(name, str) else None
+
+
+def fields_of(value: Any, path: str = "") -> Iterator[tuple[str, Any]]:
+    """Yield each field of plain data with its dotted path, such as `stages.distill.lr`."""
+    if not isinstance(value, dict | list):
+        yield path, value
+        return
+    pairs = value.items() if isinstance(value, dict) else ((item_name(item) or i, item) for i, item in enumerate(value))
+    for key, item in pairs:
+        yield from fields_of(item, f"{path}.{key}" if path else str(key))
 
 
 def mapping(value: Any) -> Mapping[str, Any]:

@@ -40,9 +40,8 @@ def count_steps(stage: Stage, rows: int) -> int:
 
     Raises UserError for a mixer with more rounds than steps.
     """
-    steps = stage.steps or math.ceil(
-        Fraction(str(stage.epochs or 0)) * rows / stage.batch
-    )  # as it is written, not as a float
+    epochs = Fraction(str(stage.epochs or 0))  # as it is written: a float may be a little more
+    steps = stage.steps or math.ceil(epochs * rows / stage.batch)
     if stage.mixer is not None and stage.mixer.rounds > steps:
         problem = f"stages.{stage.name}.mixer.rounds: a round takes a step or more, and the stage has {steps:,}"
         raise UserError(f"{problem}: got {stage.mixer.rounds}", hint=f"stages.{stage.name}.mixer.rounds={steps}")

@@ -5,7 +5,7 @@ They are accelerate's, and registry.yaml says how each is started. metrics.jsonl
 
 import logging
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import Future
 from contextlib import ExitStack
 from queue import SimpleQueue
@@ -20,7 +20,7 @@ from torch.utils._pytree import tree_map
 from switchkd_cli.engine.hub import one_line
 from switchkd_cli.files.atomic import read_json, write_json
 from switchkd_cli.recipe.run import Run
-from switchkd_cli.recipe.yaml_positions import item_name
+from switchkd_cli.recipe.yaml_positions import fields_of
 from switchkd_cli.registry import TRACKERS
 from switchkd_cli.runs.run_folder import RunFolder
 
@@ -93,7 +93,7 @@ class Tracker:
         if self.entry.get("recipe") == "text":
             self.call(lambda: self.tracker.log({"recipe": run.text}, step=0))
         else:
-            fields = dict(_fields(run.config.model_dump(mode="json", exclude={"rows", "controls"})))
+            fields = dict(fields_of(run.config.model_dump(mode="json", exclude={"rows", "controls"})))
             self.call(lambda: self.tracker.store_init_configuration(fields))
 
     def log(self, figures: Mapping[str, float], step: int) -> None:
@@ -178,13 +178,3 @@ class Trackers(ExitStack):
 def _filled(value: Any, places: Mapping[str, Any]) -> Any:
     """Return text, or texts in lists and mappings, with the `{place}`s filled in."""
     return tree_map(lambda leaf: leaf.format(**places) if isinstance(leaf, str) else leaf, value)
-
-
-def _fields(value: Any, path: str = "") -> Iterator[tuple[str, Any]]:
-    """Yield each field of plain data with its dotted path, such as `stages.distill.lr`."""
-    if not isinstance(value, dict | list):
-        yield path, value
-        return
-    pairs = value.items() if isinstance(value, dict) else ((item_name(item) or i, item) for i, item in enumerate(value))
-    for key, item in pairs:
-        yield from _fields(item, f"{path}.{key}" if path else str(key))

@@ -12,6 +12,7 @@ from switchkd_cli.files.atomic import json_lines, read_json
 from switchkd_cli.recipe import patches
 from switchkd_cli.recipe.named_files import ASSETS, SHIPPED
 from switchkd_cli.recipe.run import NOT_IN_KEYS, NOT_IN_KEYS_OF_STAGES, NOT_IN_KEYS_OF_TEACHER
+from switchkd_cli.recipe.yaml_positions import fields_of
 from switchkd_cli.report.grouping import grouped
 from switchkd_cli.report.stats.baselines import BASELINES, yes_no
 from switchkd_cli.report.stats.stored_answers import AnswerLine, Reader, read_answers, readable, reread, units
@@ -91,10 +92,12 @@ class ScoredRun:
     @property
     def length(self) -> str:
         """Training length, such as `pretrain 60 steps of 32, distill 300 steps of 32`."""
-        ends = (f"{self.early[s['name']]} of " if s["name"] in self.early else "" for s in self.stages)
-        planned = (f"{s['steps']} steps" if s.get("steps") else f"{s['epochs']:g} epochs in steps" for s in self.stages)
-        lengths = map(str.__add__, ends, planned)
-        return ", ".join(f"{s['name']} {n} of {s['batch']}" for s, n in zip(self.stages, lengths, strict=True))
+        lengths = []
+        for stage in self.stages:
+            planned = f"{stage['steps']} steps" if stage.get("steps") else f"{stage['epochs']:g} epochs in steps"
+            end = f"{self.early[stage['name']]} of " if stage["name"] in self.early else ""
+            lengths.append(f"{stage['name']} {end}{planned} of {stage['batch']}")
+        return ", ".join(lengths)
 
 
 def read(folder: RunFolder) -> ScoredRun:
@@ -123,7 +126,7 @@ def read(folder: RunFolder) -> ScoredRun:
         info=info,
         paper=info.get("paper") or {},
         versions=info.get("versions") or {},
-        settings=dict(_leaves(_settings(resolved) | {"inputs": info.get("inputs") or {}})),
+        settings=dict(fields_of(_settings(resolved) | {"inputs": info.get("inputs") or {}})),
         stages=resolved["stages"],
         stand_ins=resolved.get("stand_ins") or {},
         clocks={line["stage"]: line["seconds"] for line in steps},  # at its last step
@@ -142,17 +145,6 @@ def _settings(recipe: Mapping[str, Any]) -> dict[str, Any]:
 
 def _without(names: Container[str], fields: Mapping[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in fields.items() if name not in names}
-
-
-def _leaves(value: Any, *place: str) -> Iterator[tuple[str, Any]]:
-    """Every plain value in nested fields by its dotted name; an entry of a list goes by its own name."""
-    if isinstance(value, list) and all(isinstance(entry, dict) for entry in value):
-        value = {entry.get("name", number): entry for number, entry in enumerate(value)}
-    if not isinstance(value, dict):
-        yield ".".join(place), value
-        return
-    for name, inner in value.items():
-        yield from _leaves(inner, *place, str(name))
 
 
 def _model_name(results: Mapping[str, Any]) -> str:
